@@ -1,0 +1,31 @@
+"""Attune's engine. `studio` and `app.py` import only what is listed here; names load on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "StudioError": "errors",
+    "Progress": "events",
+    "Preview": "events",
+    "Heatmap": "events",
+    "Snapshot": "events",
+    "Note": "events",
+    "Finished": "events",
+    "Event": "events",
+    "Subject": "concept",
+    "Concept": "concept",
+    "Trained": "concept",
+    "TrainParams": "params",
+    "method_names": "methods",
+    "get_method": "methods",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"pipelines.{_WHERE[name]}"), name)
