@@ -1,4 +1,4 @@
-"""The settings every method shares. Bounds and help are written here once; forms, --help and checks are drawn from them."""
+"""The settings every method shares. Bounds and help stand here once; forms and checks are drawn from them."""
 
 from __future__ import annotations
 
