@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
-
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipelines.data import Batch
     from pipelines.model import Model
     from pipelines.params import TrainParams
