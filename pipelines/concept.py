@@ -29,6 +29,7 @@ class Concept:
     params: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     created: float = field(default_factory=time.time)
+    recipe: dict[str, Any] = field(default_factory=dict)  # run, photo hashes, steps_done if stopped
     format: Literal[1] = 1
 
     def to_json(self) -> dict[str, Any]:
