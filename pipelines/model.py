@@ -1,0 +1,207 @@
+"""Model: the parts of a latent diffusion base, and the text states its UNet is conditioned on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipelines.errors import StudioError
+from pipelines.fingerprint import fingerprint
+from pipelines.text import TextStates, Tokenized, covered, input_ids, tokenize
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+    from pipelines.tokens import Expansion
+
+__all__ = ["Model", "TextStates", "Tokenized", "from_pipeline", "load_model", "noise_scheduler"]
+
+CACHED_TEXTS = 256
+
+
+@dataclass(eq=False)
+class Model:
+    """A base model. `kind` is "sd1", "sd2", "sdxl" or "toybox"; the parts are diffusers' and transformers' own."""
+
+    id: str
+    kind: str
+    fingerprint: str
+    tokenizers: tuple[Any, ...]
+    text_encoders: tuple[Any, ...]
+    unet: Any
+    vae: Any
+    scheduler_config: dict[str, Any]
+    zero_negative: bool = False  # SDXL: no negative prompt means states of zero, not those of ""
+    placeholders: dict[str, Expansion] = field(default_factory=dict)  # "<name>" -> its meaning, see tokens.py
+    text_version: int = 0  # raised by whoever changes the text side
+    cache_text: bool = True
+    _texts: OrderedDict[tuple[int, str], tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype  # type: ignore[no-any-return]
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: "epsilon" or "v_prediction"."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels on the side of one latent cell."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def native_size(self) -> int:
+        """The side in pixels that the base was trained on."""
+        size = self.unet.config.sample_size
+        return int(size if isinstance(size, int) else max(size)) * self.scale_factor
+
+    def latent_size(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of latent cells; StudioError with the nearest sizes when pixels don't divide."""
+        cell, largest = self.scale_factor, 8 * self.native_size
+        nearest = [min(largest, max(2 * cell, round(side / cell) * cell)) for side in (width, height)]
+        if nearest != [width, height]:
+            raise StudioError(
+                f"This base can't make {width} x {height} pictures: sides are multiples of {cell} "
+                f"from {2 * cell} to {largest} pixels. The nearest size is {nearest[0]} x {nearest[1]}."
+            )
+        return height // cell, width // cell
+
+    def tokenize(self, prompt: str) -> Tokenized:
+        """The prompt as the encoder reads it, with active placeholders expanded."""
+        return tokenize(self.tokenizers[0], self._expand(prompt)[0])
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """Text states as diffusers' own pipelines make them: (rows, tokens, width), and SDXL's pooled text.
+
+        Placeholders are expanded first, and the rows they bring are added to their nouns' states at the end. Frozen
+        encoders are asked once per text; while one of them learns, all prompts go through it together.
+        """
+        expanded = [self._expand(prompt) for prompt in prompts]
+        texts = [text for text, _ in expanded]
+        if self.cache_text and not self._text_learns():
+            rows = [self._cached(text) for text in texts]
+            states = torch.cat([row[0] for row in rows])
+            pooled = torch.cat([row[1] for row in rows if row[1] is not None]) if rows[0][1] is not None else None
+        else:
+            states, pooled = self._run_encoders(texts)
+        tokenized = tuple(tokenize(self.tokenizers[0], text) for text in texts)
+        return TextStates(self._add_rows(states, tokenized, [spans for _, spans in expanded]), pooled, tokenized)
+
+    def conditioning(
+        self,
+        text: TextStates,
+        original_size: Sequence[tuple[int, int]],
+        crop: Sequence[tuple[int, int]],
+        target_size: Sequence[tuple[int, int]],
+    ) -> dict[str, Any]:
+        """Keyword arguments for the UNet beside the states: empty for SD 1 and 2.
+
+        SDXL (Podell et al. 2023, section 2.2) also sees the pooled text and six numbers a row: original size, top left
+        of the crop and target size, each as (height, width) in pixels; one entry per row, or one for all rows.
+        """
+        if text.pooled is None:
+            return {}
+        rows = len(text.states)
+        sizes = [list(pairs) * (rows if len(pairs) == 1 else 1) for pairs in (original_size, crop, target_size)]
+        numbers = [[*original, *corner, *target] for original, corner, target in zip(*sizes, strict=True)]
+        ids = torch.tensor(numbers, dtype=text.states.dtype, device=text.states.device)
+        return {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": ids}}
+
+    def _expand(self, prompt: str) -> tuple[str, list[Any]]:
+        if not self.placeholders:
+            return prompt, []
+        from pipelines.tokens import expand
+
+        return expand(prompt, self.placeholders)
+
+    def _text_learns(self) -> bool:
+        return any(weight.requires_grad for encoder in self.text_encoders for weight in encoder.parameters())
+
+    def _cached(self, text: str) -> tuple[Tensor, Tensor | None]:
+        key = (self.text_version, text)
+        if key not in self._texts:
+            with torch.no_grad():
+                self._texts[key] = self._run_encoders([text])
+            while len(self._texts) > CACHED_TEXTS:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(key)
+        return self._texts[key]
+
+    def _run_encoders(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """SD 1 and 2: last hidden state. SDXL: both encoders' last but one, side by side, and the second's pooled."""
+        if len(self.text_encoders) == 1:
+            encoder = self.text_encoders[0]
+            ids = input_ids(self.tokenizers[0], texts).to(encoder.device)
+            return encoder(ids)[0], None
+        states, pooled = [], None
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            output = encoder(input_ids(tokenizer, texts).to(encoder.device), output_hidden_states=True)
+            states.append(output.hidden_states[-2])
+            pooled = output[0]
+        return torch.cat(states, dim=-1), pooled
+
+    def _add_rows(self, states: Tensor, prompts: Sequence[Tokenized], spans: Sequence[Sequence[Any]]) -> Tensor:
+        """Add each placeholder's rows to the states of its noun (Cones 2, eq. 4); untouched where there are none."""
+        changes = [(row, span) for row, found in enumerate(spans) for span in found if span.expansion.rows is not None]
+        for row, span in changes:
+            strength = span.expansion.strength()
+            at = covered(prompts[row], *span.noun)
+            if strength == 0 or not at:
+                continue
+            shift = torch.zeros_like(states)
+            shift[row, at] = (strength * span.expansion.rows[: len(at)]).to(states)
+            states = states + shift
+        return states
+
+
+def from_pipeline(pipeline: Any, id: str, kind: str | None = None) -> Model:
+    """A Model that shares the parts of a loaded diffusers pipeline (SD 1.x, SD 2.x or SDXL)."""
+    names = ("", "_2") if hasattr(pipeline, "text_encoder_2") else ("",)
+    encoders = tuple(getattr(pipeline, f"text_encoder{name}") for name in names)
+    for module in (pipeline.unet, pipeline.vae, *encoders):
+        module.requires_grad_(False).eval()
+    return Model(
+        id=id,
+        kind=kind or kind_of(pipeline.unet, len(encoders)),
+        fingerprint=fingerprint((pipeline.unet, *encoders)),
+        tokenizers=tuple(getattr(pipeline, f"tokenizer{name}") for name in names),
+        text_encoders=encoders,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        scheduler_config=dict(pipeline.scheduler.config),
+        zero_negative=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
+    )
+
+
+def kind_of(unet: Any, encoders: int) -> str:
+    """Which family a UNet belongs to: SD 2 projects by Linear where SD 1 has a 1x1 Conv."""
+    if encoders == 2:
+        return "sdxl"
+    return "sd2" if unet.config.use_linear_projection else "sd1"
+
+
+def noise_scheduler(model: Model) -> DDPMScheduler:
+    """The training schedule of the base, alphas_cumprod in fp32 on the model's device."""
+    from diffusers import DDPMScheduler
+
+    scheduler: DDPMScheduler = DDPMScheduler.from_config(model.scheduler_config)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(model.device, torch.float32)
+    return scheduler
+
+
+def load_model(*args: Any, **kwargs: Any) -> Model:
+    """See loading.py."""
+    from pipelines.loading import load
+
+    return load(*args, **kwargs)
