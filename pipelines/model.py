@@ -79,7 +79,7 @@ class Model:
 
     def tokenize(self, prompt: str) -> Tokenized:
         """The prompt as the encoder reads it, with active placeholders expanded."""
-        return tokenize(self.tokenizers[0], self._expand(prompt)[0])
+        return tokenize(self.tokenizers[0], *self._expand(prompt))
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """Text states as diffusers' own pipelines make them: (rows, tokens, width), and SDXL's pooled text.
@@ -95,7 +95,7 @@ class Model:
             pooled = torch.cat([row[1] for row in rows if row[1] is not None]) if rows[0][1] is not None else None
         else:
             states, pooled = self._run_encoders(texts)
-        tokenized = tuple(tokenize(self.tokenizers[0], text) for text in texts)
+        tokenized = tuple(tokenize(self.tokenizers[0], text, spans) for text, spans in expanded)
         return TextStates(self._add_rows(states, tokenized, [spans for _, spans in expanded]), pooled, tokenized)
 
     def conditioning(

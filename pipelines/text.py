@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipelines.tokens import Span
 
 END_OF_WORD = "</w>"
 
@@ -20,6 +23,7 @@ class Tokenized:
     words: tuple[str, ...]  # readable sub-words; "" for start, end and padding
     offsets: tuple[tuple[int, int], ...]  # character range in `text`; (0, 0) for start, end and padding
     truncated: str = ""  # the end of `text` that did not fit
+    spans: tuple[Span, ...] = ()  # where placeholders went
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class TextStates:
     prompts: tuple[Tokenized, ...]
 
 
-def tokenize(tokenizer: Any, text: str) -> Tokenized:
+def tokenize(tokenizer: Any, text: str, spans: Sequence[Span] = ()) -> Tokenized:
     """One text as the tokenizer of the first encoder splits it, padded or cut to the encoder's own limit."""
     limit = tokenizer.model_max_length
     whole = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
@@ -43,7 +47,7 @@ def tokenize(tokenizer: Any, text: str) -> Tokenized:
         (0, 0) if hidden else (start, end) for (start, end), hidden in zip(padded.offset_mapping, special, strict=True)
     )
     words = tuple(text[start:end] for start, end in offsets)
-    return Tokenized(text, tuple(padded.input_ids), words, offsets, _cut(text, whole, limit))
+    return Tokenized(text, tuple(padded.input_ids), words, offsets, _cut(text, whole, limit), tuple(spans))
 
 
 def _cut(text: str, whole: Any, limit: int) -> str:
