@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pipelines.errors import StudioError
 from pipelines.fingerprint import fingerprint
-from pipelines.text import TextStates, Tokenized, covered, input_ids, tokenize
+from pipelines.text import TextStates, Tokenized, covered, run_encoders, text_length, tokenize
+from pipelines.tokens import expand
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -78,8 +79,10 @@ class Model:
         return height // cell, width // cell
 
     def tokenize(self, prompt: str) -> Tokenized:
-        """The prompt as the encoder reads it, with active placeholders expanded."""
-        return tokenize(self.tokenizers[0], *self._expand(prompt))
+        """The prompt as the first encoder reads it, with active placeholders expanded."""
+        length = text_length(self.tokenizers[0], self.text_encoders[0])
+        text, spans = expand(prompt, self.placeholders)
+        return tokenize(self.tokenizers[0], text, length, spans)
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """Text states as diffusers' own pipelines make them: (rows, tokens, width), and SDXL's pooled text.
@@ -87,16 +90,16 @@ class Model:
         Placeholders are expanded first, and the rows they bring are added to their nouns' states at the end. Frozen
         encoders are asked once per text; while one of them learns, all prompts go through it together.
         """
-        expanded = [self._expand(prompt) for prompt in prompts]
-        texts = [text for text, _ in expanded]
+        read = [self.tokenize(prompt) for prompt in prompts]
         if self.cache_text and not self._text_learns():
-            rows = [self._cached(text) for text in texts]
-            states = torch.cat([row[0] for row in rows])
-            pooled = torch.cat([row[1] for row in rows if row[1] is not None]) if rows[0][1] is not None else None
+            rows = [self._cached(prompt.text) for prompt in read]
+            states = [row[0] for row in rows]
+            pooled = torch.stack([row[1] for row in rows if row[1] is not None]) if rows[0][1] is not None else None
         else:
-            states, pooled = self._run_encoders(texts)
-        tokenized = tuple(tokenize(self.tokenizers[0], text, spans) for text, spans in expanded)
-        return TextStates(self._add_rows(states, tokenized, [spans for _, spans in expanded]), pooled, tokenized)
+            together, pooled = run_encoders(self.tokenizers, self.text_encoders, [prompt.text for prompt in read])
+            states = list(together)
+        states = [shifted(row, prompt) for row, prompt in zip(states, read, strict=True)]
+        return TextStates(torch.stack(states), pooled, tuple(read))
 
     def conditioning(
         self,
@@ -118,51 +121,49 @@ class Model:
         ids = torch.tensor(numbers, dtype=text.states.dtype, device=text.states.device)
         return {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": ids}}
 
-    def _expand(self, prompt: str) -> tuple[str, list[Any]]:
-        if not self.placeholders:
-            return prompt, []
-        from pipelines.tokens import expand
-
-        return expand(prompt, self.placeholders)
-
     def _text_learns(self) -> bool:
         return any(weight.requires_grad for encoder in self.text_encoders for weight in encoder.parameters())
 
     def _cached(self, text: str) -> tuple[Tensor, Tensor | None]:
+        """One text's states (tokens, width) and pooled text; encoded alone, so it never depends on its neighbours."""
         key = (self.text_version, text)
         if key not in self._texts:
             with torch.no_grad():
-                self._texts[key] = self._run_encoders([text])
+                states, pooled = run_encoders(self.tokenizers, self.text_encoders, [text])
+            self._texts[key] = states[0], None if pooled is None else pooled[0]
             while len(self._texts) > CACHED_TEXTS:
                 self._texts.popitem(last=False)
         self._texts.move_to_end(key)
         return self._texts[key]
 
-    def _run_encoders(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """SD 1 and 2: last hidden state. SDXL: both encoders' last but one, side by side, and the second's pooled."""
-        if len(self.text_encoders) == 1:
-            encoder = self.text_encoders[0]
-            ids = input_ids(self.tokenizers[0], texts).to(encoder.device)
-            return encoder(ids)[0], None
-        states, pooled = [], None
-        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            output = encoder(input_ids(tokenizer, texts).to(encoder.device), output_hidden_states=True)
-            states.append(output.hidden_states[-2])
-            pooled = output[0]
-        return torch.cat(states, dim=-1), pooled
 
-    def _add_rows(self, states: Tensor, prompts: Sequence[Tokenized], spans: Sequence[Sequence[Any]]) -> Tensor:
-        """Add each placeholder's rows to the states of its noun (Cones 2, eq. 4); untouched where there are none."""
-        changes = [(row, span) for row, found in enumerate(spans) for span in found if span.expansion.rows is not None]
-        for row, span in changes:
-            strength = span.expansion.strength()
-            at = covered(prompts[row], *span.noun)
-            if strength == 0 or not at:
-                continue
-            shift = torch.zeros_like(states)
-            shift[row, at] = (strength * span.expansion.rows[: len(at)]).to(states)
-            states = states + shift
-        return states
+def shifted(states: Tensor, prompt: Tokenized) -> Tensor:
+    """One prompt's states (tokens, width) with each placeholder's rows added at its noun's tokens (Cones 2, section 3).
+
+    The very same tensor where nothing is to be added, else a new one whose other rows are bit-identical. Rows whose
+    token was cut from a long prompt fall away. StudioError when rows were made for another width or another number of
+    tokens than the noun has in this base.
+    """
+    changed = states
+    for span in prompt.spans:
+        rows = span.expansion.rows
+        if rows is None or callable(rows):  # `Expansion.now` has called it; none at strength 0
+            continue
+        where = covered(prompt, *span.noun)
+        if rows.shape[-1] != states.shape[-1]:
+            raise StudioError(
+                f"{span.token} was made for text states {rows.shape[-1]} wide, those of this base have "
+                f"{states.shape[-1]}. Choose the base it was trained on."
+            )
+        if len(where) > len(rows) or (len(where) < len(rows) and not prompt.truncated):
+            noun = prompt.text[slice(*span.noun)]
+            raise StudioError(
+                f"{span.token} changes {len(rows)} token(s), but '{noun}' has {len(where)} in this base. "
+                "Give the concept the noun it was trained with."
+            )
+        changed = changed.clone() if changed is states else changed
+        changed[where] += (span.expansion.strength() * rows[: len(where)]).to(changed)
+    return changed
 
 
 def from_pipeline(pipeline: Any, id: str, kind: str | None = None) -> Model:
