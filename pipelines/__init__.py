@@ -20,6 +20,9 @@ _WHERE = {
     "TrainParams": "params",
     "method_names": "methods",
     "get_method": "methods",
+    "Workspace": "workspace",
+    "EventLog": "eventlog",
+    "read_events": "eventlog",
 }
 
 __all__ = sorted(_WHERE)

@@ -5,8 +5,8 @@ A format module has these names (see `Format`):
     method: str                              which of our methods its tensors belong to
     title: str                               for people: "SVDiff spectral shifts"
     detect(path) -> bool                     cheap and without unpickling: by file names and safetensors headers
-    read(path) -> dict                       "tensors": what the method's Adapter.load takes; "params": settings the file
-                                             implies (may be {}); optionally "noun", "name", "base"
+    read(path) -> dict                       "tensors": what the method's Adapter.load takes; "params": settings it
+                                             implies, may be {}; also "noun", "name", "base" if known
     write(path, trained) -> list[Path]       the files written into the folder `path`, in the other tool's form
 
 Pickled files (.pt, .bin) are read through `jail.read_tensors` only.
