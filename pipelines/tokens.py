@@ -29,7 +29,7 @@ def _full_strength() -> float:
     return 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expansion:
     """What a placeholder stands for.
 
@@ -99,8 +99,11 @@ def expand(prompt: str, placeholders: Mapping[str, Expansion]) -> tuple[str, lis
 
 
 def _unknown(token: str, placeholders: Mapping[str, Expansion]) -> str:
-    active = f"only {', '.join(sorted(placeholders))} is switched on" if placeholders else "no concept is switched on"
-    return f"The prompt says {token}, but {active}. Switch its concept on, or take {token} out of the prompt."
+    active = ", ".join(sorted(placeholders)) or "none"
+    return (
+        f"The prompt says {token}, but no such concept is switched on (active: {active}). "
+        f"Switch it on, or take {token} out of the prompt."
+    )
 
 
 def _skip_noun(prompt: str, at: int, noun: str) -> int:
