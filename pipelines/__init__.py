@@ -23,6 +23,16 @@ _WHERE = {
     "Workspace": "workspace",
     "EventLog": "eventlog",
     "read_events": "eventlog",
+    "JobRecord": "joblog",
+    "history": "joblog",
+    "living": "joblog",
+    "write_record": "joblog",
+    "new_id": "files",
+    "clean_name": "files",
+    "write_atomic": "files",
+    "Photo": "photos",
+    "load_photos": "photos",
+    "tokenize": "text",
 }
 
 __all__ = sorted(_WHERE)
