@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pipelines.tokens import expand
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
+    from pipelines.events import Event
     from pipelines.tokens import Expansion
 
 __all__ = ["Model", "TextStates", "Tokenized", "from_pipeline", "load_model", "noise_scheduler"]
@@ -45,11 +47,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device  # type: ignore[no-any-return]
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.unet.parameters()).dtype  # type: ignore[no-any-return]
+        return next(self.unet.parameters()).dtype
 
     @property
     def prediction_type(self) -> str:
@@ -166,22 +168,34 @@ def shifted(states: Tensor, prompt: Tokenized) -> Tensor:
     return changed
 
 
-def from_pipeline(pipeline: Any, id: str, kind: str | None = None) -> Model:
+def from_pipeline(pipeline: Any, id: str) -> Model:
     """A Model that shares the parts of a loaded diffusers pipeline (SD 1.x, SD 2.x or SDXL)."""
     names = ("", "_2") if hasattr(pipeline, "text_encoder_2") else ("",)
-    encoders = tuple(getattr(pipeline, f"text_encoder{name}") for name in names)
-    for module in (pipeline.unet, pipeline.vae, *encoders):
+    parts = {
+        "unet": pipeline.unet,
+        "vae": pipeline.vae,
+        "text_encoders": tuple(getattr(pipeline, f"text_encoder{name}") for name in names),
+        "tokenizers": tuple(getattr(pipeline, f"tokenizer{name}") for name in names),
+        "scheduler": dict(pipeline.scheduler.config),
+    }
+    return from_parts(id, parts, bool(pipeline.config.get("force_zeros_for_empty_prompt", False)))
+
+
+def from_parts(id: str, parts: dict[str, Any], zero_negative: bool = False) -> Model:
+    """A frozen Model of "unet", "vae", "text_encoders", "tokenizers" and the configuration of its "scheduler"."""
+    encoders = parts["text_encoders"]
+    for module in (parts["unet"], parts["vae"], *encoders):
         module.requires_grad_(False).eval()
     return Model(
         id=id,
-        kind=kind or kind_of(pipeline.unet, len(encoders)),
-        fingerprint=fingerprint((pipeline.unet, *encoders)),
-        tokenizers=tuple(getattr(pipeline, f"tokenizer{name}") for name in names),
+        kind=kind_of(parts["unet"], len(encoders)),
+        fingerprint=fingerprint((parts["unet"], *encoders)),
+        tokenizers=parts["tokenizers"],
         text_encoders=encoders,
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        scheduler_config=dict(pipeline.scheduler.config),
-        zero_negative=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
+        unet=parts["unet"],
+        vae=parts["vae"],
+        scheduler_config=parts["scheduler"],
+        zero_negative=zero_negative,
     )
 
 
@@ -196,13 +210,40 @@ def noise_scheduler(model: Model) -> DDPMScheduler:
     """The training schedule of the base, alphas_cumprod in fp32 on the model's device."""
     from diffusers import DDPMScheduler
 
-    scheduler: DDPMScheduler = DDPMScheduler.from_config(model.scheduler_config)
+    scheduler: Any = DDPMScheduler.from_config(model.scheduler_config)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(model.device, torch.float32)
-    return scheduler
+    return cast("DDPMScheduler", scheduler)
 
 
-def load_model(*args: Any, **kwargs: Any) -> Model:
-    """See loading.py."""
-    from pipelines.loading import load
+def load_model(
+    where: str | Path = "toybox",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    config: str | Path | None = None,
+    progress: Callable[[Event], None] | None = None,
+) -> Model:
+    """A base model, frozen and ready: the embedded Toybox, SD 1.x, SD 2.x or SDXL.
 
-    return load(*args, **kwargs)
+    `where` is "toybox", a Hub id ("owner/name"), a diffusers folder, or a single .safetensors file; a file also needs
+    the small configuration files of its family: `config` names a diffusers folder or Hub id, else they are fetched.
+    Without `device` and `dtype` sensible ones are chosen, see `loading.choose`. `progress` is called with Progress
+    (megabytes) during a download, and with a Note when something else than asked was taken. Only safetensors are read
+    and no code from a model is ever run. StudioError for anything that is not such a base.
+    """
+    from pipelines.loading import load  # brings diffusers and transformers in
+
+    return load(str(where), Wish(device, dtype, None if config is None else str(config)), progress or _silent)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller of `load_model` decided; None leaves the choice to us."""
+
+    device: str | torch.device | None = None
+    dtype: torch.dtype | None = None
+    config: str | None = None
+
+
+def _silent(event: Event) -> None:
+    """Nobody watches."""
