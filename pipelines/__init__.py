@@ -40,6 +40,14 @@ _WHERE = {
     "Photo": "photos",
     "load_photos": "photos",
     "tokenize": "text",
+    "validated": "settings",
+    "load_model": "model",
+    "Model": "model",
+    "Library": "library",
+    "overlay": "attention.heatmap",
+    "train_concept": "runs",
+    "make_pictures": "results",
+    "Request": "generate",
 }
 
 __all__ = sorted(_WHERE)
