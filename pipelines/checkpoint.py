@@ -7,6 +7,7 @@ own tensors, so that what was learned so far can be kept without a model at hand
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -72,7 +73,8 @@ class Checkpoints:
         for path in self._newest_first():
             found = _read(path)
             if found is None:
-                path.replace(path.with_suffix(".damaged"))
+                with contextlib.suppress(FileNotFoundError):  # another process did it
+                    path.replace(path.with_suffix(".damaged"))
                 notes.append(f"{path.name} is damaged and was set aside; the one before it is used.")
                 continue
             point, config = found
