@@ -13,17 +13,21 @@ if TYPE_CHECKING:
     from pipelines.methods import Adapter
     from pipelines.model import Model
     from pipelines.params import TrainParams
+    from pipelines.text import TextStates
 
 LEAST_AREA = 16.0  # latent cells: a smaller mask doesn't make its few cells count without bound
 
 
-def denoising_loss(model: Model, adapter: Adapter | None, batch: Batch, params: TrainParams) -> dict[str, Tensor]:
+def denoising_loss(
+    model: Model, adapter: Adapter | None, batch: Batch, params: TrainParams, text: TextStates | None = None
+) -> dict[str, Tensor]:
     """{"denoising": photos, "prior": prior_weight * class pictures}, each a mean over rows of |prediction - target|^2.
 
     The prior part is DreamBooth's (Ruiz et al. 2023, eq. 2) and is never masked. It is there only when the batch has
     class pictures. `adapter` is attached to `model` already; it stands here because losses of other methods use it.
+    `text` stands for the captions' states where a method has its own.
     """
-    error = squared_error(model, batch)
+    error = squared_error(model, batch, text)
     masks = batch.masks if params.masked_loss else None
     each = masked_mean(error, masks, params.background_weight)
     losses = {"denoising": each[~batch.prior].mean()}
@@ -32,9 +36,9 @@ def denoising_loss(model: Model, adapter: Adapter | None, batch: Batch, params: 
     return losses
 
 
-def squared_error(model: Model, batch: Batch) -> Tensor:
+def squared_error(model: Model, batch: Batch, text: TextStates | None = None) -> Tensor:
     """(prediction - target)^2 of the base with whatever is attached to it, (rows, c, h, w) fp32."""
-    text = model.encode(batch.captions)
+    text = text or model.encode(batch.captions)
     noisy, target = diffused(model, batch.latents, batch.noise, batch.timesteps)
     sizes: dict[str, Any] = model.conditioning(text, batch.original_sizes, batch.crops, batch.target_sizes)
     states = text.states.to(model.dtype)

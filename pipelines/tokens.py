@@ -39,7 +39,7 @@ class Expansion:
 
     words: str  # "sks cat", "cat", "<my-cat-0> <my-cat-1> cat"
     noun: str
-    rows: Tensor | Callable[[], Tensor] | None = None
+    rows: Tensor | Callable[[], Tensor | None] | None = None
     strength: Callable[[], float] = _full_strength
 
     def text(self) -> str:
