@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pipelines.model import Model
     from pipelines.params import TrainParams
     from pipelines.text import TextStates
-    from pipelines.text import TextStates
 
 LEAST_AREA = 16.0  # latent cells: a smaller mask doesn't make its few cells count without bound
 
