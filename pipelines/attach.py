@@ -1,0 +1,68 @@
+"""Concepts on a model: any methods, any number, any order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from pipelines.concept import Concept, Trained
+from pipelines.errors import StudioError
+from pipelines.methods import Adapter, get_method
+
+if TYPE_CHECKING:
+    from pipelines.model import Model
+    from pipelines.params import TrainParams
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def attached(model: Model, concepts: Sequence[tuple[Trained, float]]) -> Iterator[list[Adapter]]:
+    """Every (concept, strength) on and folded in while the context is open; exactly the base again afterwards.
+
+    Concepts of the same method share what their method lets them share: SVDiff's shifts add up inside the ReLU, so
+    [(a, 1), (b, 1)] is its eq. 4 and [(a, x), (b, 1 - x)] its eq. 5. Raises StudioError for a concept of another base,
+    of an unknown method, or with tensors that don't fit.
+    """
+    with ExitStack() as stack:
+        adapters: list[Adapter] = []
+        for trained, strength in concepts:
+            check_base(model, trained.concept)
+            method = get_method(trained.concept.method)
+            params = _params(method.Params, trained.concept)
+            adapter = stack.enter_context(method.attach(model, params, trained.concept.subjects))
+            adapter.load(trained.tensors)
+            adapter.strength = strength
+            adapters.append(adapter)
+        for adapter in adapters:
+            adapter.bake()
+        yield adapters
+
+
+def check_base(model: Model, concept: Concept) -> None:
+    """StudioError when the concept was trained on other weights; a warning when nobody knows (an original file)."""
+    known = concept.base_model.get("fingerprint", "")
+    if not known:
+        logger.warning("'%s' doesn't say which base it was trained on; it is tried on '%s'.", concept.name, model.id)
+    elif known != model.fingerprint:
+        theirs = concept.base_model.get("id") or "another base"
+        raise StudioError(
+            f"'{concept.name}' was trained on '{theirs}' ({known}), and the base in use is '{model.id}' "
+            f"({model.fingerprint}). Load that base, or train the concept on this one."
+        )
+
+
+def _params(settings: type[TrainParams], concept: Concept) -> TrainParams:
+    try:
+        return settings(**concept.params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StudioError(
+            f"'{concept.name}' has settings this version doesn't know ({where}: {first['msg']}). Update Attune, or "
+            "import the concept again."
+        ) from error
