@@ -90,11 +90,13 @@ class Model:
         """Text states as diffusers' own pipelines make them: (rows, tokens, width), and SDXL's pooled text.
 
         Placeholders are expanded first, and the rows they bring are added to their nouns' states at the end. Frozen
-        encoders are asked once per text; while one of them learns, all prompts go through it together.
+        encoders are asked once per text; while one of them learns, all prompts go through it together, but only for
+        gradients: without them a text is encoded alone, so that a sample is what generation gives later.
         """
         read = [self.tokenize(prompt) for prompt in prompts]
-        if self.cache_text and not self._text_learns():
-            rows = [self._cached(prompt.text) for prompt in read]
+        frozen = self.cache_text and not self._text_learns()
+        if frozen or not torch.is_grad_enabled():
+            rows = [(self._cached if frozen else self._alone)(prompt.text) for prompt in read]
             states = [row[0] for row in rows]
             pooled = torch.stack([row[1] for row in rows if row[1] is not None]) if rows[0][1] is not None else None
         else:
@@ -127,16 +129,20 @@ class Model:
         return any(weight.requires_grad for encoder in self.text_encoders for weight in encoder.parameters())
 
     def _cached(self, text: str) -> tuple[Tensor, Tensor | None]:
-        """One text's states (tokens, width) and pooled text; encoded alone, so it never depends on its neighbours."""
+        """What `_alone` gives, once per text and state of the text side."""
         key = (self.text_version, text)
         if key not in self._texts:
-            with torch.no_grad():
-                states, pooled = run_encoders(self.tokenizers, self.text_encoders, [text])
-            self._texts[key] = states[0], None if pooled is None else pooled[0]
+            self._texts[key] = self._alone(text)
             while len(self._texts) > CACHED_TEXTS:
                 self._texts.popitem(last=False)
         self._texts.move_to_end(key)
         return self._texts[key]
+
+    @torch.no_grad()
+    def _alone(self, text: str) -> tuple[Tensor, Tensor | None]:
+        """One text's states (tokens, width) and pooled text; encoded alone, so it never depends on its neighbours."""
+        states, pooled = run_encoders(self.tokenizers, self.text_encoders, [text])
+        return states[0], None if pooled is None else pooled[0]
 
 
 def shifted(states: Tensor, prompt: Tokenized) -> Tensor:
