@@ -1,0 +1,196 @@
+"""generate() against diffusers' own pipelines, and its promises as a generator of events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.errors import StudioError
+from pipelines.events import Finished, Note, Preview, Progress, Snapshot
+from pipelines.generate import _scene, decode, denoise, generate, sized
+from pipelines.model import Model
+from pipelines.preview import encode_pictures, rough_picture
+from pipelines.request import Request
+from pipelines.schedulers import SCHEDULERS, make_scheduler
+from tests.tiny import KINDS, tiny_model, tiny_pipeline
+
+REQUEST = Request("a photo of a cat in the snow", negative="blurry dog", seeds=(7,), steps=6, preview_every=0)
+
+
+def ours(model: Model, request: Request) -> np.ndarray[Any, Any]:
+    """The first batch as floats (n, height, width, 3) in [0, 1]."""
+    scene = _scene(model, sized(model, request))
+    work = denoise(model, scene)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return decode(model, end.value).permute(0, 2, 3, 1).numpy()
+
+
+def theirs(kind: str, request: Request, **options: Any) -> np.ndarray[Any, Any]:
+    pipeline = tiny_pipeline(kind)
+    pipeline.scheduler = make_scheduler(request.scheduler, pipeline.scheduler.config)
+    return pipeline(
+        request.prompt,
+        negative_prompt=request.negative,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        width=request.width or None,
+        height=request.height or None,
+        generator=torch.Generator().manual_seed(request.seeds[0]),
+        output_type="np",
+        **options,
+    ).images
+
+
+def pictures(model: Model, request: Request) -> list[np.ndarray[Any, Any]]:
+    return [event.image for event in generate(model, request) if isinstance(event, Snapshot)]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_diffusers(kind: str, scheduler: str) -> None:
+    request = replace(REQUEST, scheduler=scheduler, width=72, height=40)
+    mine, other = ours(tiny_model(kind), request), theirs(kind, request)
+    assert other.std() > 0.01  # not a flat picture that would equal anything
+    assert np.abs(mine - other).max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", [{"guidance": 1.0}, {"negative": None}, {"negative": ""}, {"prompt": ""}])
+def test_equals_diffusers_at_the_edges(kind: str, change: dict[str, Any]) -> None:
+    request = replace(REQUEST, **change)
+    assert np.abs(ours(tiny_model(kind), request) - theirs(kind, request)).max() <= 1e-4
+
+
+def test_the_picture_is_the_one_diffusers_would_save() -> None:
+    model = tiny_model("sdxl")
+    expected = (theirs("sdxl", REQUEST)[0] * 255).round().astype(np.uint8)
+    picture = pictures(model, REQUEST)[0]
+    assert picture.shape == (64, 64, 3)
+    assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 1  # a value at .5 may round either way
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
+def test_batched_pictures_equal_single_ones(scheduler: str) -> None:
+    model = tiny_model("sdxl")
+    request = replace(REQUEST, scheduler=scheduler, seeds=(3, 4, 5))
+    alone, together = pictures(model, request), pictures(model, replace(request, batch=2))
+    assert len(alone) == len(together) == 3
+    assert not np.array_equal(alone[0], alone[1])
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_a_seed_gives_the_same_bits_again_whatever_runs_between() -> None:
+    model = tiny_model()
+    first = pictures(model, replace(REQUEST, seeds=(1, 2)))
+    torch.rand(5)
+    assert np.array_equal(first[1], pictures(model, replace(REQUEST, seeds=(2,)))[0])
+
+
+def test_only_kept_seeds_of_a_batch_become_pictures() -> None:
+    request = replace(REQUEST, seeds=(1, 2, 3), batch=3)
+    model = tiny_model()
+    assert np.array_equal(pictures(model, replace(request, keep=(2,)))[0], pictures(model, request)[1])
+
+
+def test_events_come_in_order() -> None:
+    events = list(generate(tiny_model(), replace(REQUEST, seeds=(1, 2), preview_every=2)))
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert [event.step for event in progress] == list(range(1, 13))
+    assert {event.total for event in progress} == {12}
+    assert all(event.eta is not None and event.eta >= 0 for event in progress)
+    previews = [(event.index, event.step) for event in events if isinstance(event, Preview)]
+    assert previews == [(0, 2), (0, 4), (1, 2), (1, 4)]
+    assert all(event.image.shape == (64, 64, 3) for event in events if isinstance(event, Preview))
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert [info["seed"] for info in last.value] == [1, 2]
+
+
+def test_previews_do_not_change_the_picture() -> None:
+    model = tiny_model("sd2v")
+    with_previews = pictures(model, replace(REQUEST, preview_every=1, scheduler="euler"))
+    assert np.array_equal(with_previews[0], pictures(model, replace(REQUEST, scheduler="euler"))[0])
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_last_preview_shows_the_picture_to_come(scheduler: str) -> None:
+    """What the map is given must be the clean latents, whichever scale the scheduler keeps its own in."""
+    model = tiny_model("sd2v")
+    scene = _scene(model, sized(model, replace(REQUEST, scheduler=scheduler, steps=20, preview_every=19)))
+    work, shown = denoise(model, scene), []
+    while True:
+        try:
+            event = next(work)
+            shown += [event.image] if isinstance(event, Preview) else []
+        except StopIteration as end:
+            final = rough_picture(model, end.value[0], (64, 64))
+            break
+    assert np.abs(shown[0].astype(int) - final.astype(int)).mean() < 12
+
+
+def test_the_preview_map_finds_colours_again() -> None:
+    model = tiny_model()
+    red, blue = torch.zeros(2, 3, 64, 64)
+    red[0], blue[2] = 1, 1
+    latents = encode_pictures(model, torch.stack([red, blue]))
+    shown = [rough_picture(model, cells, (64, 64)).mean(axis=(0, 1)) for cells in latents]
+    assert shown[0][0] > shown[1][0]  # even through a VAE of random weights, red stays redder than blue
+    assert shown[1][2] > shown[0][2]
+
+
+def test_closing_keeps_what_is_done_and_the_consumer_keeps_its_gradients() -> None:
+    model = tiny_model()
+    work = generate(model, replace(REQUEST, seeds=(1, 2)))
+    assert isinstance(work, Iterator)
+    done = []
+    for event in work:
+        assert torch.is_grad_enabled()
+        if isinstance(event, Snapshot):
+            done.append(event)
+        elif done:
+            break
+    work.close()  # type: ignore[attr-defined]
+    assert len(done) == 1
+    assert np.array_equal(done[0].image, pictures(model, replace(REQUEST, seeds=(1,)))[0])
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_said_so() -> None:
+    request = replace(REQUEST, prompt="cat " * 74 + "in the {0} %s snow")
+    notes = [event.text for event in generate(tiny_model(), request) if isinstance(event, Note)]
+    assert len(notes) == 1
+    assert notes[0].startswith("The prompt is longer") and notes[0].endswith("“the {0} %s snow”")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"width": 70}, "nearest size is 72 x 64"),
+        ({"height": 4096}, "nearest size is 64 x 512"),
+        ({"scheduler": "heun"}, "dpmpp_2m"),
+        ({"steps": 0}, "steps"),
+        ({"seeds": ()}, "pictures"),
+        ({"seeds": (-1,)}, "seed"),
+        ({"guidance": float("nan")}, "guidance"),
+        ({"prompt": "\ud800"}, "Unicode"),
+    ],
+)
+def test_bad_requests_get_a_sentence(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(StudioError, match=word):
+        list(generate(tiny_model(), replace(REQUEST, **change)))
+
+
+def test_an_overflow_is_not_painted_black() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.unet.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(StudioError, match="overflowed"):
+        pictures(model, REQUEST)
