@@ -48,6 +48,9 @@ _WHERE = {
     "train_concept": "runs",
     "make_pictures": "results",
     "Request": "generate",
+    "check_base": "library",
+    "import_original": "incoming",
+    "is_locked": "files",
 }
 
 __all__ = sorted(_WHERE)
