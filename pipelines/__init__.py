@@ -51,6 +51,12 @@ _WHERE = {
     "check_base": "library",
     "import_original": "incoming",
     "is_locked": "files",
+    "Entry": "concept_folder",
+    "SCHEDULERS": "schedulers",
+    "colour": "attention.heatmap",
+    "atlas": "attention.heatmap",
+    "load_npz": "attention.archive",
+    "read_picture": "pictures",
 }
 
 __all__ = sorted(_WHERE)
