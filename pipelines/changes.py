@@ -75,9 +75,9 @@ class Spectral:
         if not torch.is_grad_enabled() and not any(strength and part.shifts.any() for strength, part in parts):
             return None
         factors = layer.factors()
-        near = layer.factor("near", factors.near.dtype)
-        change = (near * _moved(factors.values, parts)) @ layer.factor("far", factors.near.dtype)
-        return (change.T if factors.tall else change).reshape(layer.base.shape)
+        near = layer.factor("near", factors.near.dtype) * _moved(factors.values, parts)
+        far = layer.factor("far", factors.near.dtype)
+        return (far.T @ near.T if factors.tall else near @ far).reshape(layer.base.shape)
 
     @staticmethod
     def live(layer: Layer, parts: Sequence[tuple[float, Spectral]], x: Tensor) -> Tensor | None:
@@ -149,9 +149,9 @@ Form = Callable[[Layer, Tensor, Tensor], Tensor]  # (layer, c = change of S, inp
 def _cheapest(layer: Layer, x: Tensor) -> Form | None:
     """The live form with the fewest multiplications in a training step, beside those of the base; None for `dense`.
 
-    With n positions and a weight of co x k of rank r: both sides of W applied to the layer's input and output,
-    2·n·r·(co + k); only its short side applied to what the base computes anyway, 4·n·r²; or the change formed and
-    differentiated, n·co·k + 4·co·r·k.
+    With n positions and a weight of co x k of rank r these are: n·co·k + 4·co·r·k for `dense` (the change is formed,
+    and its gradient with it); 2·n·r·(co + k) where both sides of W act on input and output; and where the short side
+    acts on what the base computes anyway, 4·n·r² as two factors or 3·n·r² + 4·r³ as their product.
     """
     module, (rows, columns) = layer.module, spectral.as_matrix(layer.base).shape
     if not (isinstance(module, nn.Linear | nn.Embedding) or _plain_conv(module)):
@@ -159,10 +159,10 @@ def _cheapest(layer: Layer, x: Tensor) -> Form | None:
     r, n = min(rows, columns), _positions(module, x)
     costs: dict[Form | None, int] = {
         None: n * rows * columns + 4 * rows * r * columns,
-        _both_sides: 2 * n * r * (rows + columns),  # as cheap as the next for a square one, and without a division by S
+        _both_sides: 2 * n * r * (rows + columns),  # first among equals, for it never divides by S
     }
     if _short_side_reaches(module, rows > columns) and layer.factors().condition <= _digits(x):
-        costs[_short_side] = 4 * n * r * r
+        costs |= {_short_side: 4 * n * r * r, _short_side_at_once: 3 * n * r * r + 4 * r**3}
     return min(costs, key=lambda form: costs[form])
 
 
@@ -209,19 +209,34 @@ def _both_sides(layer: Layer, moved: Tensor, x: Tensor) -> Tensor:
 
 def _short_side(layer: Layer, moved: Tensor, x: Tensor) -> Tensor:
     """Wide: y + U diag(c/S) Uᵀ (y - b). Tall: the same with V on the input. An embedding's output are rows of W."""
-    module, gains = layer.module, moved / layer.factors().values
-    if layer.factors().tall and not isinstance(module, nn.Embedding):
-        return layer.plain(x + _rotated(layer, gains, x))
+    gains = moved / layer.factors().values
+
+    def rotated(t: Tensor, bias: Tensor | None) -> Tensor:
+        near = layer.factor("near", _precision(t))
+        inner = _mix(layer.module, t, near.T, None if bias is None else -(near.T @ bias.to(near)))
+        return _mix(layer.module, _scaled(layer.module, inner, gains), near)
+
+    return _turned(layer, rotated, x)
+
+
+def _short_side_at_once(layer: Layer, moved: Tensor, x: Tensor) -> Tensor:
+    """The same with the r x r matrix U diag(c/S) Uᵀ formed first."""
+    near = layer.factor("near", moved.dtype)
+    matrix = (near * (moved / layer.factors().values)) @ near.T
+
+    def rotated(t: Tensor, bias: Tensor | None) -> Tensor:
+        turn = matrix.to(_precision(t))
+        return _mix(layer.module, t, turn, None if bias is None else -(turn @ bias.to(turn)))
+
+    return _turned(layer, rotated, x)
+
+
+def _turned(layer: Layer, rotated: Callable[[Tensor, Tensor | None], Tensor], x: Tensor) -> Tensor:
+    """The output with `rotated(of what, bias to leave out)` added on the short side of W."""
+    if layer.factors().tall and not isinstance(layer.module, nn.Embedding):
+        return layer.plain(x + rotated(x, None))
     y = layer.plain(x)
-    bias = getattr(module, "bias", None)
-    if bias is None:
-        return y + _rotated(layer, gains, y)
-    return y + _rotated(layer, gains, y - (bias[:, None, None] if isinstance(module, nn.Conv2d) else bias).to(y.dtype))
-
-
-def _rotated(layer: Layer, gains: Tensor, t: Tensor) -> Tensor:
-    near = layer.factor("near", _precision(t))
-    return _mix(layer.module, _scaled(layer.module, _mix(layer.module, t, near.T), gains), near)
+    return y + rotated(y, getattr(layer.module, "bias", None))
 
 
 def _plain_conv(module: nn.Module) -> bool:
@@ -236,9 +251,11 @@ def _inward(module: nn.Module, x: Tensor, right: Tensor) -> Tensor:
     return F.linear(x.to(right.dtype), right)
 
 
-def _mix(module: nn.Module, t: Tensor, matrix: Tensor) -> Tensor:
+def _mix(module: nn.Module, t: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """`matrix` applied to the channels at every position."""
-    return F.conv2d(t, matrix[:, :, None, None]) if isinstance(module, nn.Conv2d) else F.linear(t, matrix)
+    if isinstance(module, nn.Conv2d):
+        return F.conv2d(t, matrix[:, :, None, None], bias)
+    return F.linear(t, matrix, bias)
 
 
 def _scaled(module: nn.Module, t: Tensor, factor: Tensor) -> Tensor:
