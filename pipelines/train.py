@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     resume: bool = False,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Learn the subjects of `data`; the last event is Finished(Trained).
 
     The model is restored when the generator ends, however it ends. Closing it first saves a checkpoint in the folder
@@ -90,7 +90,7 @@ def _attached(stack: ExitStack, model: Model, method: Method, params: Any, data:
 
 
 def _concept(model: Model, method: Method, data: Data, params: TrainParams, seed: int) -> Concept:
-    base = {"id": model.id, "fingerprint": model.fingerprint}
+    base = {"id": model.id, "fingerprint": model.fingerprint, "kind": model.kind}
     name = data.subjects[0].token.strip("<>")
     return Concept(name, data.subjects, method.name, base, params.model_dump(mode="json"), seed)
 

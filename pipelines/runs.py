@@ -1,0 +1,251 @@
+"""A training run from photos to the library, in a folder of its own, runs/<id>/:
+
+run.json       the recipe: method, settings, seed, base, hashes of the photos; at the end the concept's name
+photos/        copies of what is learned from, so that a run can go on when the originals are gone
+events.jsonl   what was said, with samples and heat maps beside it (eventlog.py)
+checkpoints/   the last two (checkpoint.py)
+
+Photos and checkpoints are deleted once the concept is in the library.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from pipelines.checkpoint import newest
+from pipelines.concept import Concept, Subject, Trained
+from pipelines.errors import StudioError
+from pipelines.eventlog import EventLog
+from pipelines.events import Event, Finished, Note, Progress, Snapshot
+from pipelines.files import check_id, clean_name, is_locked, lock
+from pipelines.joblog import RUN_LOCK
+from pipelines.methods import Stage, get_method
+from pipelines.processes import Share, agree, join, wait
+from pipelines.run_recipe import NAME, PHOTOS, Recipe, photo_files, read_recipe, trim_log
+from pipelines.stopped import CHECKPOINTS, discard, publish, unfinished
+from pipelines.tokens import check_token
+
+if TYPE_CHECKING:
+    from pipelines.data import Data
+    from pipelines.events import Picture
+    from pipelines.model import Model
+    from pipelines.params import TrainParams
+    from pipelines.photos import Photo
+    from pipelines.workspace import Workspace
+
+__all__ = ["discard", "record", "train_concept", "unfinished"]
+
+PRIOR = "prior"  # in the workspace: class pictures, shared by all runs
+_LOGS = 32_000_000  # bytes set aside for samples, heat maps and curves
+
+
+@dataclass
+class _Work:
+    """One run under way."""
+
+    workspace: Workspace
+    model: Model
+    recipe: Recipe
+    params: TrainParams
+    folder: Path
+    share: Share
+    resume: bool
+    preview: Picture | None = None
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(f"<{self.recipe.name}>", self.recipe.noun)
+
+    @property
+    def stages(self) -> list[Stage]:
+        return list(get_method(self.recipe.method).stages(self.params))
+
+
+def train_concept(
+    workspace: Workspace,
+    model: Model,
+    *,
+    method: str,
+    photos: Path,
+    noun: str,
+    name: str,
+    params: TrainParams,
+    seed: int = 0,
+    masks: bool = False,
+    run_id: str | None = None,
+    resume: bool = False,
+) -> Iterator[Event]:
+    """Learn `noun` as <name> from a folder of photos; ends with Finished(Trained), as it lies in the library.
+
+    The events are recorded in the run's folder. Closing the generator keeps what was learned: a checkpoint, and a
+    concept whose recipe says `steps_done`. `resume` goes on with run `run_id`, else with the newest unfinished run of
+    that name, from its own copies of the photos. StudioError for everything a person can put right.
+    """
+    params = params.model_copy(update={"masked_loss": True}) if masks else params
+    check_token(f"<{name}>")
+    if not 0 <= seed < 2**63:
+        raise StudioError(f"{seed} can't be a seed. Choose a whole number from 0 on.")
+    base = {"id": model.id, "fingerprint": model.fingerprint, "kind": model.kind}
+    steps = sum(stage.steps for stage in get_method(method).stages(params))
+    settings = params.model_dump(mode="json")
+    recipe = Recipe(name, clean_name(noun, "noun"), method, settings, seed, base, steps)
+    work = _Work(workspace, model, recipe, params, Path(), join(), resume)
+    if not work.share.main:
+        work.folder, work.resume = _told(work)
+        yield from (event for event in _learned(work) if isinstance(event, Finished))
+        return
+    work.folder, work.resume = _opened(work, photos, run_id)
+    agree(f"{work.folder.name} {work.resume:d}", work.share)
+    with lock(work.folder / RUN_LOCK, timeout=5), closing(_kept(work)) as events:
+        yield from record(events, work.folder)
+
+
+def record(events: Iterator[Event], folder: Path) -> Iterator[Event]:
+    """Pass events on, each written to folder/events.jsonl first; its pictures become files beside it."""
+    with EventLog(folder) as log:
+        for event in events:
+            yield log.append(event)
+
+
+def _opened(work: _Work, photos: Path, run_id: str | None) -> tuple[Path, bool]:
+    """The run's folder, new or that of the run to go on with, and whether there is anything to go on from."""
+    workspace, wanted = work.workspace, work.recipe
+    if work.resume and run_id is None:
+        run_id = next((run.id for run in unfinished(workspace) if run.name == wanted.name), None)
+        if run_id is None:
+            raise StudioError(f"There is no stopped run of '{wanted.name}'. Start one without resuming.")
+    folder = workspace.runs / check_id(run_id, "run") if run_id else None
+    if work.resume and folder and (folder / NAME).exists():
+        if is_locked(folder / RUN_LOCK):
+            raise StudioError("This run is training already, in another window or terminal. Stop it there first.")
+        first, point = read_recipe(folder), newest(folder / CHECKPOINTS)
+        work.recipe = replace(wanted, source=first.source, files=first.files, created=first.created)
+        work.recipe.write(folder)
+        trim_log(folder, {stage.name for stage in work.stages}, point.done if point else 0)
+        return folder, True
+    workspace.need(sum(path.stat().st_size for path in photo_files(photos)) + _LOGS, "this run")
+    _photos(work, photos)  # refuse what can't be used before a run begins
+    folder = folder or workspace.new_folder(workspace.runs, wanted.name)
+    folder.mkdir(exist_ok=True)
+    work.recipe = wanted.started(folder, photos)
+    return folder, False
+
+
+def _told(work: _Work) -> tuple[Path, bool]:
+    """What the main process opened."""
+    name, resume = agree("", work.share).split()
+    return work.workspace.runs / name, resume == "1"
+
+
+def _kept(work: _Work) -> Generator[Event, None, None]:
+    """The run; what it has learned goes into the library at its end, and when it is closed before."""
+    try:
+        yield from _learned(work)
+    except GeneratorExit:
+        point = newest(work.folder / CHECKPOINTS)
+        if point is not None and point.done:
+            facts = {"steps_done": point.done, "steps": work.recipe.steps}
+            _published(work, Trained(_concept(work, facts), point.part("adapter")))
+        raise
+
+
+def _learned(work: _Work) -> Iterator[Event]:
+    from pipelines.train import train
+
+    data = yield from _data(work)
+    method, checkpoints = get_method(work.recipe.method), work.folder / CHECKPOINTS
+    run = train(
+        work.model, method, data, work.params, seed=work.recipe.seed, checkpoint=checkpoints, resume=work.resume
+    )
+    trained: Trained | None = None
+    with closing(run) as events:
+        for event in events:
+            if isinstance(event, Finished):
+                trained = event.value
+                continue
+            yield event
+            if isinstance(event, Progress):
+                yield from _look(work, data, event)
+    assert trained is not None
+    trained = Trained(_concept(work, {}), trained.tensors)
+    if work.share.main:
+        concept = _published(work, trained)
+        work.recipe.finished(work.folder, concept.name)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if concept.name != work.recipe.name:
+            yield Note(f"The library has a '{work.recipe.name}' already: this one is called '{concept.name}'.")
+        trained = Trained(concept, trained.tensors)
+    yield Finished(trained)
+
+
+def _data(work: _Work) -> Generator[Event, None, Data]:
+    """Photos and, with prior preservation, class pictures, ready to train on."""
+    from pipelines.data import prepare
+
+    notes: list[str] = []
+    photos = _photos(work, work.folder / PHOTOS, notes)
+    yield from map(Note, notes)
+    pictures = []
+    if work.params.prior_weight:
+        from pipelines.prior import class_pictures
+
+        if not work.share.main:
+            wait(work.share)  # they are painted by one process and read by all
+        folder = work.workspace.root / PRIOR
+        size = work.params.resolution
+        pictures = yield from class_pictures(work.model, [work.subject], work.params.prior_count, folder, size=size)
+        if work.share.main:
+            wait(work.share)
+    return prepare(work.model, photos, work.params, [work.subject], work.recipe.seed, prior=pictures)
+
+
+def _photos(work: _Work, folder: Path, notes: list[str] | None = None) -> list[Photo]:
+    from pipelines.data import prepare
+    from pipelines.photos import load_photos
+
+    side = work.params.resolution or work.model.native_size
+    photos = load_photos(folder, short_side=side, notes=notes)
+    if notes is None:
+        prepare(work.model, photos, work.params.model_copy(update={"prior_weight": 0.0}), [work.subject], 0)
+    else:
+        notes += [f"{p.path.name} has only {min(p.size)} pixels; it is enlarged." for p in photos if min(p.size) < side]
+    return photos
+
+
+def _look(work: _Work, data: Data, event: Progress) -> Iterator[Event]:
+    """A sample now and then, and at the end; only where files are written."""
+    every = work.params.sample_every
+    last = event.step == event.total
+    if not every or not work.share.main or (event.step % every and not last):
+        return
+    from pipelines.samples import look
+
+    try:
+        for seen in look(work.model, data, event.step):
+            work.preview = seen.image if isinstance(seen, Snapshot) else work.preview
+            yield seen
+    except StudioError as error:
+        yield Note(f"No sample at step {event.step}: {error}")
+
+
+def _concept(work: _Work, facts: dict[str, int]) -> Concept:
+    recipe = work.recipe
+    origin = {"run": work.folder.name, "photos": recipe.files} | facts
+    return Concept(recipe.name, (work.subject,), recipe.method, recipe.base, recipe.params, recipe.seed, recipe=origin)
+
+
+def _published(work: _Work, trained: Trained) -> Concept:
+    """Into the library, with the newest sample as its picture."""
+    preview = work.preview
+    if preview is None and (samples := sorted(work.folder.glob("sample-*.png"))):  # of the run before a resume
+        with Image.open(samples[-1], formats=["PNG"]) as image:
+            preview = np.asarray(image.convert("RGB"))
+    return publish(work.workspace, work.folder, trained, preview)
