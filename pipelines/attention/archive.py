@@ -57,7 +57,8 @@ def save_npz(store: AttentionStore, path: str | Path) -> None:
 def load_npz(path: str | Path) -> AttentionStore:
     """A store as `save_npz` wrote it. StudioError when the file isn't one."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        data = io.BytesIO(Path(path).read_bytes())  # numpy would leave a broken file open
+        with np.load(data, allow_pickle=False) as arrays:
             index = json.loads(str(arrays["index"]))
             sites = [Site(**site) for site in index["sites"]]
             store = AttentionStore(index["tokens"], index["budget"] / MEGABYTE)

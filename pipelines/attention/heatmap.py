@@ -61,9 +61,19 @@ def overlay_rgba(
 
 
 def overlay(
-    picture: Picture, values: NDArray[Any], top: float | None = None, opacity: float = 0.75, colours: str = COLOURS
+    values: NDArray[Any],
+    picture: Picture | None = None,
+    top: float | None = None,
+    opacity: float = 0.75,
+    colours: str = COLOURS,
 ) -> Picture:
-    """`picture` (height, width, 3) with the heat map of `values` (any grid) over it, as large as the picture."""
+    """The heat map of `values` (any grid) over `picture` (height, width, 3), as large as the picture.
+
+    Without a picture the heat map alone, its longer side at least 256 pixels.
+    """
+    if picture is None:
+        factor = max(1, -(-256 // max(values.shape)))
+        return colour(upscale(values, (values.shape[0] * factor, values.shape[1] * factor)), top, colours)
     layer = overlay_rgba(values, picture.shape[:2], top, opacity, colours)
     alpha = layer[..., 3:].astype(np.float32) / 255
     return _rounded(picture * (1 - alpha) + layer[..., :3] * alpha)
