@@ -95,6 +95,8 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         raise _refused(f"{entry.filename} is a link or encrypted")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.file_size > limit:
         raise _refused(f"{entry.filename} is too large or packed in an unknown way")
+    if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
+        raise _refused(f"{entry.filename} is not as large as it says")
     if entry.file_size > 20 * entry.compress_size + 1_000_000:  # weights are noise, which no packing shrinks
         raise _refused(f"{entry.filename} swells beyond reason when unpacked")
     try:

@@ -77,8 +77,8 @@ def record(concept: Concept, files: Mapping[str, Mapping[str, Any]], version: in
 
 
 def manifest(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file."""
-    return {name: {"bytes": len(data), "sha256": intake.sha256(data)} for name, data in files.items()}
+    """Size and SHA-256 of every file, by name, so that equal concepts have equal records."""
+    return {name: {"bytes": len(data), "sha256": intake.sha256(data)} for name, data in sorted(files.items())}
 
 
 def read_entry(folder: Path) -> Entry:
