@@ -1,0 +1,5 @@
+"""The command line, one file a command: `add` declares its arguments, `run` does it and returns what --json prints."""
+
+from __future__ import annotations
+
+NAMES = ("train", "generate", "list", "library", "presets", "base", "bench", "toybox")

@@ -1,0 +1,171 @@
+"""`generate`: pictures from a prompt, with concepts and with the attention of chosen words."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.commands.arguments import (
+    PRECISIONS,
+    Parser,
+    add_base,
+    add_workspace,
+    command,
+    has_device,
+    open_base,
+    open_workspace,
+)
+from pipelines.commands.terminal import Stopped, Terminal
+from pipelines.errors import StudioError
+from pipelines.files import printable
+from pipelines.request import Request
+from pipelines.schedulers import SCHEDULERS
+
+if TYPE_CHECKING:
+    from pipelines.concept import Trained
+    from pipelines.workspace import Workspace
+
+EXAMPLE = """examples:
+  python -m pipelines generate "a photo of <my-cat> in the snow" --concept my-cat:0.8 --seed 1 --count 4 --out pictures
+  python -m pipelines generate --again pictures/1.png"""
+
+
+def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
+    parser = command(commands, "generate", "make pictures from a prompt")
+    parser.epilog = EXAMPLE
+    parser.add_argument("prompt", nargs="?", help='"a photo of <my-cat> in the snow"')
+    parser.add_argument("--again", type=Path, metavar="PNG", help="make that picture again, from what is written in it")
+    parser.add_argument("--concept", action="append", default=[], metavar="NAME[:STRENGTH]", help="repeatable")
+    parser.add_argument("--negative", help="what to keep out of the picture")
+    parser.add_argument("--seed", type=int, help="seed of the first picture; each further one adds 1 (default: random)")
+    parser.add_argument("--count", type=int, default=1, help="how many pictures (default: 1)")
+    parser.add_argument("--steps", type=int, default=Request.steps, help="denoising steps (default: %(default)s)")
+    parser.add_argument(
+        "--guidance",
+        "--cfg",
+        type=float,
+        default=Request.guidance,
+        help="how strictly to follow the prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scheduler", default=Request.scheduler, help=f"{', '.join(SCHEDULERS)} (default: %(default)s)"
+    )
+    parser.add_argument("--width", type=int, default=0, help="pixels (default: the base's own)")
+    parser.add_argument("--height", type=int, default=0, help="pixels (default: the base's own)")
+    parser.add_argument("--batch", type=int, default=Request.batch, help="pictures at a time (default: %(default)s)")
+    parser.add_argument("--attention", action="append", default=[], metavar="WORD", help="show where it looks")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the pictures (default: the workspace)")
+    add_base(parser)
+    add_workspace(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, terminal: Terminal) -> None:
+    if options.again is not None:
+        _again(options, terminal)
+        return
+    if not options.prompt:
+        raise StudioError('There is no prompt. Write one in quotes, as in: generate "a photo of a cat in the snow".')
+    request = _request(options)
+    request.check()
+    workspace = open_workspace(options)
+    concepts = _concepts(workspace, options.concept)
+    from pipelines.results import make_pictures
+
+    model = open_base(options, terminal, options.base or _base_of(concepts))
+    events = make_pictures(workspace, model, request, concepts, attention=tuple(options.attention), out=options.out)
+    _finish(events, terminal)
+
+
+def _again(options: argparse.Namespace, terminal: Terminal) -> None:
+    if options.prompt or options.concept:
+        raise StudioError("--again takes prompt and concepts from the picture. Leave yours out, or leave --again out.")
+    from pipelines.library import Library
+    from pipelines.results import again, make_pictures
+
+    wanted, workspace = again(options.again), open_workspace(options)
+    concepts = wanted.find_concepts(Library(workspace))
+    options.device = options.device or _device_then(wanted.base["device"], terminal)
+    options.precision = options.precision or _precision_then(wanted.base["dtype"])
+    model = open_base(options, terminal, options.base or _loadable(wanted.base["id"], options.again.name))
+    wanted.check(model)
+    words = tuple(dict.fromkeys([*wanted.attention, *options.attention]))
+    _finish(make_pictures(workspace, model, wanted.request, concepts, attention=words, out=options.out), terminal)
+
+
+def _precision_then(name: str) -> str:
+    if name not in PRECISIONS:
+        raise StudioError(f"The picture says it was made in '{printable(name)}'. Name a --precision.")
+    return name
+
+
+def _device_then(name: str, terminal: Terminal) -> str | None:
+    """The device the picture was made on, or None for the best there is."""
+    if has_device(name):
+        return name
+    terminal.say(f"The picture was made on '{name}', which this machine lacks: it will be alike, but not bit for bit.")
+    return None
+
+
+def _finish(events: Any, terminal: Terminal) -> None:
+    try:
+        infos = terminal.watch(events)
+    except Stopped:
+        raise Stopped(f"Stopped; {len(terminal.kept)} finished pictures are kept.") from None
+    terminal.result({"pictures": infos}, *terminal.kept)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    first = secrets.randbelow(2**32) if options.seed is None else options.seed
+    return Request(
+        prompt=options.prompt,
+        negative=options.negative,
+        seeds=tuple(range(first, first + options.count)),
+        steps=options.steps,
+        guidance=options.guidance,
+        scheduler=options.scheduler,
+        width=options.width,
+        height=options.height,
+        batch=options.batch,
+    )
+
+
+def _concepts(workspace: Workspace, wanted: Sequence[str]) -> list[tuple[Trained, float]]:
+    named = [_named(text) for text in wanted]
+    if not named:
+        return []
+    from pipelines.library import Library
+
+    library = Library(workspace)
+    return [(library.load(name), strength) for name, strength in named]
+
+
+def _named(text: str) -> tuple[str, float]:
+    """`my-cat:0.8` -> ("my-cat", 0.8); without a number the strength is 1."""
+    name, colon, number = text.rpartition(":")
+    if not colon:
+        return text, 1.0
+    try:
+        return name, float(number)
+    except ValueError:
+        raise StudioError(
+            f"'{number}' is no strength. Write --concept NAME:STRENGTH with a number, as in my-cat:0.8."
+        ) from None
+
+
+def _base_of(concepts: Sequence[tuple[Trained, float]]) -> str:
+    """What to load when no base is named: the one that the first concept was learned on."""
+    if not concepts:
+        return "toybox"
+    concept = concepts[0][0].concept
+    return _loadable(concept.base_model.get("id", ""), concept.name)
+
+
+def _loadable(id: str, what: str) -> str:
+    """`id` when a base can be loaded by it: the Toybox, or one of the Hub. The id of a folder is but its name."""
+    if id == "toybox" or "/" in id:
+        return id
+    raise StudioError(f"'{what}' was made on the base '{id or 'unknown'}'. Say where that is: --base FOLDER.")

@@ -1,0 +1,125 @@
+"""`train`: learn a concept from photos, and put it into the library."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.commands.arguments import (
+    Parser,
+    add_base,
+    add_workspace,
+    command,
+    open_base,
+    open_workspace,
+    own_presets,
+)
+from pipelines.commands.terminal import Stopped, Terminal
+from pipelines.errors import StudioError
+
+if TYPE_CHECKING:
+    from pipelines.settings import Setting
+
+EXAMPLE = """example:
+  python -m pipelines train --method svdiff --data photos --noun cat --name my-cat --masks
+
+The settings of a method: python -m pipelines train --method svdiff --help"""
+
+
+def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
+    parser = command(commands, "train", "learn a concept from a folder of photos")
+    parser.add_argument("--method", required=True, help="how to learn it: see 'presets'")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the photos")
+    parser.add_argument("--noun", required=True, help="the ordinary word for it: cat")
+    parser.add_argument("--name", required=True, help="what to call it: my-cat is <my-cat> in a prompt")
+    parser.add_argument(
+        "--masks", action="store_true", help="count the loss inside x-masklabel.png of each photo x.png"
+    )
+    parser.add_argument("--preset", help="named settings (default: the method's own for the loaded base)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="every random choice follows from it (default: 0)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this name that was stopped")
+    add_base(parser)
+    add_workspace(parser)
+    parser.epilog = _epilog(argv)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, terminal: Terminal) -> None:
+    if not options.data.is_dir():
+        raise StudioError(f"There is no folder {options.data}. Name the one with the photos: --data DIR.")
+    from pipelines.methods import get_method
+    from pipelines.preset import load_preset
+    from pipelines.settings import parse_settings, validated
+
+    settings = parse_settings(get_method(options.method).Params, options.set)
+    workspace = open_workspace(options)
+    model = open_base(options, terminal)
+    preset = load_preset(options.method, options.preset, model.kind, own_presets(workspace))
+    params = validated(type(preset), preset.model_dump() | settings)
+    from pipelines.runs import train_concept
+
+    events = train_concept(
+        workspace,
+        model,
+        method=options.method,
+        photos=options.data,
+        noun=options.noun,
+        name=options.name,
+        params=params,
+        seed=options.seed,
+        masks=options.masks,
+        resume=options.resume,
+    )
+    try:
+        trained = terminal.watch(events)
+    except Stopped:
+        raise Stopped(_stopped(terminal)) from None
+    concept = trained.concept
+    tokens = " ".join(subject.token for subject in concept.subjects)
+    again = ["generate", f"a photo of {tokens}", "--concept", concept.name, "--out", "pictures"]
+    again += ["--base", options.base] if options.base else []
+    terminal.result(
+        {"concept": concept.to_json()},
+        f"{concept.name} is in the library. Write {tokens} in a prompt:",
+        f"  python -m pipelines {shlex.join(again)}",
+    )
+
+
+def _stopped(terminal: Terminal) -> str:
+    again = [word for word in sys.argv[1:] if word != "--resume"]
+    where = f" at step {terminal.last.step} of {terminal.last.total}" if terminal.last else ""
+    return f"Stopped{where}; what was learned is kept. Go on with: python -m pipelines {shlex.join(again)} --resume"
+
+
+def _epilog(argv: Sequence[str]) -> str:
+    """The method's settings when one is named beside --help, else an example."""
+    method = _named_method(argv)
+    if method is None or not {"-h", "--help"} & set(argv):
+        return EXAMPLE
+    from pipelines.methods import get_method
+    from pipelines.settings import fields
+
+    found = get_method(method)
+    lines = [f"settings of {method} ({found.title}), for --set KEY=VALUE:"]
+    return "\n".join([*lines, *(_setting(field) for field in fields(found.Params))])
+
+
+def _named_method(argv: Sequence[str]) -> str | None:
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--method":
+            return following
+        if word.startswith("--method="):
+            return word.removeprefix("--method=")
+    return None
+
+
+def _setting(field: Setting) -> str:
+    allowed = f"; {field.range()}" if field.range() else ""
+    return f"  {field.name:<20} {field.help} [{field.default}{allowed}]"
