@@ -131,7 +131,7 @@ def _reason(params: type[BaseModel], problem: Mapping[str, Any]) -> str:
     """One field's problem in words."""
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, params.model_fields, n=1)
+        close = difflib.get_close_matches(name, params.model_fields, n=1, cutoff=0.7)
         known = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(params.model_fields)}"
         return f"there is no setting '{name}' ({known})"
     words = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
