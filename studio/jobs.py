@@ -20,7 +20,18 @@ import traceback
 from collections import deque
 from typing import Any
 
-from pipelines import EventLog, Finished, JobRecord, StudioError, Workspace, history, living, new_id, write_record
+from pipelines import (
+    EventLog,
+    Finished,
+    JobRecord,
+    StudioError,
+    Workspace,
+    check_id,
+    history,
+    living,
+    new_id,
+    write_record,
+)
 from studio.job import Job, Work
 
 _REMEMBERED = 30  # finished jobs kept in memory; older ones are found through history()
@@ -52,7 +63,7 @@ class JobRunner:
         earlier job goes on in its folder. `record=False` when the work itself records its events there.
         StudioError while a job of that id is unfinished, or after `close`.
         """
-        job_id = job_id or new_id(title)
+        job_id = check_id(job_id, "job") if job_id else new_id(title)
         folder = self.workspace.runs / job_id
         entry = JobRecord(
             job_id, title, kind, "queued", created=time.time(), meta=meta or {}, runner=self._name, folder=folder

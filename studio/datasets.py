@@ -1,0 +1,165 @@
+"""Photo sets in the workspace: upload, look, caption, remove. What a person uploads is checked before it is kept."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines import Photo, StudioError, Workspace, clean_name, load_photos, new_id, write_atomic
+from studio.parts.cards import Card
+from studio.parts.pictures import data_uri
+
+TITLE = "title.txt"  # of the set, in a folder of its own so that it is no caption
+META = "about"
+MOST_PHOTOS = 200
+MOST_BYTES = 64_000_000  # one uploaded file
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".txt")
+SHOWN = 512  # short side in pixels at which a photo is looked at
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One photo set: `id` is its folder's name, `title` what the person called it."""
+
+    id: str
+    title: str
+
+
+class Datasets:
+    """The photo sets of a workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def all(self) -> list[Dataset]:
+        """Newest first."""
+        folders = [folder for folder in self.workspace.datasets.iterdir() if folder.is_dir()]
+        folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+        return [Dataset(folder.name, _title(folder)) for folder in folders if not folder.name.startswith(".")]
+
+    def folder(self, dataset: str) -> Path:
+        """Where a set's photos lie; StudioError when there is no such set."""
+        found: Path = self.workspace.folder(self.workspace.datasets, dataset, "photo set")
+        return found
+
+    def photos(self, dataset: str) -> list[Photo]:
+        """The photos as a page shows them, reduced; [] for an empty set."""
+        folder = self.folder(dataset)
+        if not any(path.suffix.lower() in ENDINGS[:-1] for path in folder.iterdir()):
+            return []
+        found: list[Photo] = load_photos(folder, short_side=SHOWN)
+        return found
+
+    def add(self, files: Sequence[Path], title: str, dataset: str = "") -> tuple[str, list[str]]:
+        """Put uploaded files into `dataset`, or into a new one called `title`. Gives its id and notes for the person.
+
+        All or nothing: the set with the new files is read as training would read it before anything is kept.
+        """
+        title = clean_name(title or "Photos", "name of the photo set")
+        _check(files)
+        self.workspace.need(3 * sum(path.stat().st_size for path in files), "the photos")
+        notes: list[str] = []
+        with tempfile.TemporaryDirectory(prefix="attune-photos-") as temporary:
+            trial = Path(temporary)
+            if dataset:
+                _copy(self.folder(dataset), trial)
+            added = [_safe_name(path.name) for path in files]
+            for path, name in zip(files, added, strict=True):
+                shutil.copyfile(path, trial / name)
+            if len(load_photos(trial, short_side=64, notes=notes)) > MOST_PHOTOS:
+                raise StudioError(f"A set holds at most {MOST_PHOTOS} photos. Leave some out.")
+            folder = self.folder(dataset) if dataset else self._new(title)
+            for name in added:
+                write_atomic(folder / name, (trial / name).read_bytes())
+        return folder.name, notes
+
+    def _new(self, title: str) -> Path:
+        folder = self.workspace.datasets / new_id(title)
+        (folder / META).mkdir(parents=True)
+        write_atomic(folder / META / TITLE, title.encode())
+        return folder
+
+    def caption(self, dataset: str, photo: str, text: str) -> None:
+        """Write a photo's caption; an empty one is removed."""
+        path = self._photo(dataset, photo).with_suffix(".txt")
+        if text.strip():
+            write_atomic(path, " ".join(text.split())[:2000].encode())
+        else:
+            path.unlink(missing_ok=True)
+
+    def remove(self, dataset: str, photo: str) -> None:
+        """Move a photo with its masks and caption to the trash."""
+        path = self._photo(dataset, photo)
+        trash = self.workspace.trash / new_id(f"photo {path.stem}")
+        trash.mkdir()
+        for found in [path, path.with_suffix(".txt"), *path.parent.glob(f"{_literal(path.stem)}-masklabel*")]:
+            if found.is_file():
+                shutil.move(found, trash / found.name)
+
+    def _photo(self, dataset: str, photo: str) -> Path:
+        """The file of that name in the set, found by listing: what the browser sends is never joined to a path."""
+        for path in self.folder(dataset).iterdir():
+            if path.name == photo and path.suffix.lower() in ENDINGS[:-1]:
+                return path
+        raise StudioError("This photo is not in the set any more. Choose the set again.")
+
+
+def photo_cards(photos: Sequence[Photo]) -> list[Card]:
+    """Cards of a set: the subject as it is, the rest dimmed where there is a mask."""
+    return [
+        Card(
+            id=photo.path.name,
+            text=photo.caption or "",
+            image=data_uri(with_mask(photo), 224),
+            badge="mask" if photo.masks else "",
+        )
+        for photo in photos
+    ]
+
+
+def with_mask(photo: Photo) -> Image.Image:
+    """The photo with everything outside its masks washed out, and the masks' border drawn."""
+    image = np.asarray(photo.image).astype(np.float32)
+    if photo.masks:
+        inside = np.max(np.stack(list(photo.masks.values())), axis=0)[..., None] >= 128
+        image = np.where(inside, image, 0.35 * image + 0.65 * np.array([19.0, 67.0, 64.0]))
+    return Image.fromarray(image.astype(np.uint8))
+
+
+def _check(files: Sequence[Path]) -> None:
+    if not files:
+        raise StudioError("No file was chosen. Choose PNG, JPEG or WebP photos.")
+    for path in files:
+        if path.suffix.lower() not in ENDINGS:
+            raise StudioError(f"{path.name} is not a photo Attune reads. Save it as PNG, JPEG or WebP.")
+        if path.stat().st_size > MOST_BYTES:
+            raise StudioError(f"{path.name} is larger than {MOST_BYTES // 1_000_000} MB. Make it smaller.")
+
+
+def _safe_name(name: str) -> str:
+    """A file name to store under: the upload's own, so that masks and captions keep finding their photo."""
+    clean: str = clean_name(Path(name).name, "file name")
+    if clean.startswith(".") or any(mark in clean for mark in '/\\:*?"<>|'):
+        raise StudioError(f"'{clean}' has a sign that file names can't have everywhere. Rename it.")
+    return clean
+
+
+def _copy(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+
+
+def _title(folder: Path) -> str:
+    path = folder / META / TITLE
+    return path.read_text(encoding="utf-8") if path.is_file() else folder.name
+
+
+def _literal(stem: str) -> str:
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in stem)

@@ -1,0 +1,67 @@
+"""What the tabs of one page share: where it is, what is chosen, and the one timer that keeps everything up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from studio.parts.message import reported
+
+EVERY = 0.7  # seconds between two looks
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Components that follow something: `draw` gets the values of `inputs` whenever `sign` gives another value.
+
+    `sign` must be cheap: it is asked several times a second by every open page.
+    """
+
+    outputs: Sequence[gr.components.Component]
+    sign: Callable[..., Hashable]
+    draw: Callable[..., Sequence[Any]]
+    inputs: Sequence[gr.components.Component] = ()
+
+
+@dataclass
+class Page:
+    """Handed to every tab beside the Studio."""
+
+    result: gr.State  # id of the result the Attention tab shows
+    tabs: gr.Tabs | None = None
+    watches: list[Watch] = field(default_factory=list)
+
+    def watch(self, watch: Watch) -> None:
+        """Keep its outputs up to date on every open page, from its first moment on."""
+        self.watches.append(watch)
+
+
+def keep_watching(blocks: gr.Blocks, page: Page) -> None:
+    """One timer for the whole page. A reloaded page or a second browser starts with nothing seen and draws it all."""
+    seen = gr.State({})
+    inputs = [component for watch in page.watches for component in watch.inputs]
+    outputs = [component for watch in page.watches for component in watch.outputs]
+
+    def look(before: dict[int, Hashable], *values: Any) -> list[Any]:
+        with reported():
+            return _look(page.watches, before, list(values))
+
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    blocks.load(look, [seen, *inputs], [seen, *outputs], **quiet)
+    gr.Timer(EVERY).tick(look, [seen, *inputs], [seen, *outputs], trigger_mode="once", **quiet)
+
+
+def _look(watches: Sequence[Watch], before: dict[int, Hashable], values: list[Any]) -> list[Any]:
+    now: dict[int, Hashable] = {}
+    drawn: list[Any] = []
+    for index, watch in enumerate(watches):
+        given, values = values[: len(watch.inputs)], values[len(watch.inputs) :]
+        now[index] = watch.sign(*given)
+        if before.get(index) == now[index]:
+            drawn.extend(gr.skip() for _ in watch.outputs)
+        else:
+            drawn.extend(watch.draw(*given))
+    return [gr.skip() if now == before else now, *drawn]

@@ -1,0 +1,74 @@
+"""Studio: what every tab is handed. One per process; no globals."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines import Library, Workspace
+from studio.base import Base
+from studio.datasets import Datasets
+from studio.jobs import Job, JobRunner
+from studio.render import View, fold
+
+EXAMPLE = Path(__file__).parent.parent / "assets" / "example"
+
+
+@dataclass
+class _Watched:
+    """A job's view so far, and up to which event."""
+
+    view: View = field(default_factory=View)
+    seen: int = 0
+
+
+class Studio:
+    """The base, the library, the jobs and the workspace, and what may be shown of them."""
+
+    def __init__(self, workspace: Workspace, base: str = "toybox", example: Path = EXAMPLE) -> None:
+        self.workspace = workspace
+        self.library = Library(workspace)
+        self.jobs = JobRunner(workspace)
+        self.base = Base(base)
+        self.datasets = Datasets(workspace)
+        self.example = example
+        self._views: dict[str, _Watched] = {}
+        self._lock = threading.Lock()
+        self._copies = Path(tempfile.mkdtemp(prefix="attune-shown-"))
+
+    def close(self) -> None:
+        """Stop the running job cleanly and remove the copies that were shown."""
+        self.jobs.close()
+        shutil.rmtree(self._copies, ignore_errors=True)
+
+    def view(self, job: Job) -> View:
+        """What a page shows of `job` now. All pages share one fold; it only reads events that are new."""
+        with self._lock:
+            for gone in self._views.keys() - {known.id for known in self.jobs.jobs()}:
+                del self._views[gone]
+            watched = self._views.setdefault(job.id, _Watched())
+            number, events = job.since(watched.seen)
+            watched.view, watched.seen = fold(watched.view, events), number
+            return watched.view
+
+    def latest(self, kind: str) -> Job | None:
+        """The job of that kind to show: the running one, else the newest one that has begun, else the next in line."""
+        of_kind = [job for job in self.jobs.jobs() if job.kind == kind]
+        begun = [job for job in of_kind if job.state != "queued"]
+        running = [job for job in begun if not job.over]
+        found = running or begun[-1:] or of_kind[:1]
+        return found[0] if found else None
+
+    def library_sign(self) -> Hashable:
+        """Another value whenever a concept came, went or was changed, also by another process."""
+        records = self.workspace.concepts.glob("*/concept.json")
+        return tuple(sorted((record.parent.name, record.stat().st_mtime_ns) for record in records))
+
+    def shown(self, path: Path) -> str:
+        """A copy of one file outside the workspace, fit for Gradio: the workspace itself is never served."""
+        folder = Path(tempfile.mkdtemp(dir=self._copies))
+        return str(shutil.copyfile(path, folder / path.name))

@@ -1,0 +1,1 @@
+"""The tabs: one file each, `build(studio, page)`, layout and wiring only."""

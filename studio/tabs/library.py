@@ -1,0 +1,157 @@
+"""Library: the concepts as cards; look, rename, delete and bring back, export, import."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines import Entry, StudioError
+from studio.page import Page, Watch
+from studio.parts.cards import cards, cards_markup, picked
+from studio.parts.concepts import concept_cards, concept_facts
+from studio.parts.download import download
+from studio.parts.message import answering, done
+from studio.session import Studio
+
+TITLE = "Library"
+ID = "library"
+EMPTY = "No concepts yet. Train one, or import one below."
+NONE_FOUND = "No concept has these words."
+NOTHING = '<p class="empty">Choose a concept to see what it is.</p>'
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+@dataclass(frozen=True)
+class _Details:
+    """The right-hand side: one concept."""
+
+    chosen: gr.State  # id of the entry, "" for none
+    deleted: gr.State  # trash id of what was deleted last, "" for none
+    facts: gr.HTML
+    actions: gr.Column
+    name: gr.Textbox
+    rename: gr.Button
+    export: gr.Button
+    delete: gr.Button
+    undo: gr.Button
+    message: gr.HTML
+
+
+def build(studio: Studio, page: Page) -> None:
+    with gr.Row(elem_classes="columns"):
+        with gr.Column(scale=7, min_width=330):
+            search = gr.Textbox(
+                placeholder="Search by name, word, method or base", show_label=False, elem_id="library-search"
+            )
+            shown = cards("library-cards", "Concepts")
+            _import(studio)
+        with gr.Column(scale=5, min_width=300):
+            details = _details()
+    page.watch(
+        Watch(
+            [shown],
+            lambda words, chosen: (words, chosen, studio.library_sign(), studio.base.fingerprint),
+            lambda words, chosen: [_cards(studio, words, chosen)],
+            [search, details.chosen],
+        )
+    )
+
+    def show(event: gr.EventData) -> list[Any]:
+        return [*_shown(studio, picked(event)), ""]
+
+    outputs = [details.chosen, details.facts, details.actions, details.name, details.message]
+    shown.pick(show, None, outputs, queue=False, **QUIET)
+    _wire(studio, details)
+
+
+def _details() -> _Details:
+    chosen, deleted = gr.State(""), gr.State("")
+    facts = gr.HTML(NOTHING, elem_id="library-details", apply_default_css=False)
+    with gr.Column(visible=False, elem_id="library-actions") as actions:
+        name = gr.Textbox(label="Name", elem_id="library-name")
+        with gr.Row():
+            rename = gr.Button("Rename", elem_id="library-rename", min_width=90)
+            export = gr.Button("Export as zip", elem_id="library-export", min_width=90)
+            delete = gr.Button("Delete", variant="stop", elem_id="library-delete", min_width=90)
+    message = gr.HTML("", elem_id="library-message")
+    undo = gr.Button("Undo the deletion", visible=False, elem_id="library-undo")
+    return _Details(chosen, deleted, facts, actions, name, rename, export, delete, undo, message)
+
+
+def _wire(studio: Studio, details: _Details) -> None:
+    @answering(4)
+    def rename(chosen: str, name: str) -> list[Any]:
+        concept = studio.library.rename(_entry(studio, chosen).id, name)
+        return [*_shown(studio, chosen), done(f"It is called {concept.name} now.")]
+
+    @answering(6)
+    def delete(chosen: str) -> list[Any]:
+        entry = _entry(studio, chosen)
+        trash = studio.library.delete(entry.id)
+        hidden = gr.update(visible=False)
+        return [trash, gr.update(visible=True), "", NOTHING, hidden, "", done(f"{entry.concept.name} is in the trash.")]
+
+    @answering(2)
+    def undo(trash: str) -> list[Any]:
+        if not trash:
+            raise StudioError("There is nothing to bring back. The trash is in the workspace's folder 'trash'.")
+        return ["", gr.update(visible=False), done(f"{studio.library.restore(trash).name} is back.")]
+
+    def export(chosen: str) -> str:
+        return str(studio.library.export(_entry(studio, chosen).id, tempfile.mkdtemp(prefix="attune-export-")))
+
+    shown = [details.chosen, details.facts, details.actions, details.name]
+    details.rename.click(rename, [details.chosen, details.name], [*shown, details.message], **QUIET)
+    details.delete.click(delete, details.chosen, [details.deleted, details.undo, *shown, details.message], **QUIET)
+    details.undo.click(undo, details.deleted, [details.deleted, details.undo, details.message], **QUIET)
+    download(details.export, "library-download", export, [details.chosen], details.message)
+
+
+def _import(studio: Studio) -> None:
+    with gr.Accordion("Import a concept", open=False, elem_id="library-import"):
+        gr.HTML(
+            '<p class="hint">A zip that Attune exported needs nothing else. Original files of other tools '
+            "(spectral_shifts.safetensors, residual.pt) don’t say what they show: give the word and a name.</p>"
+        )
+        with gr.Row():
+            noun = gr.Textbox(label="What is it?", placeholder="dog", min_width=120, elem_id="import-noun")
+            name = gr.Textbox(label="Call it", placeholder="my-dog", min_width=120, elem_id="import-name")
+        mine = gr.Checkbox(label="It was made for the base that is loaded now", elem_id="import-base")
+        upload = gr.UploadButton(
+            "Choose the file", file_types=[".zip", ".safetensors", ".pt", ".bin"], elem_id="import-file"
+        )
+        message = gr.HTML("", elem_id="import-message")
+
+    @answering(0)
+    def take(file: str, noun: str, name: str, mine: bool) -> tuple[str]:
+        base = studio.base.identity() if mine else None
+        concept = studio.library.add(Path(file), name=name.strip(), noun=noun.strip(), base=base)
+        tokens = " ".join(subject.token for subject in concept.subjects)
+        return (done(f"{concept.name} is in the library. Write {tokens} in a prompt."),)
+
+    upload.upload(take, [upload, noun, name, mine], [message], **QUIET)
+
+
+def _entry(studio: Studio, chosen: str) -> Entry:
+    """The entry of that id, found by listing; StudioError when it is gone."""
+    for entry in studio.library.entries():
+        if entry.id == chosen:
+            return entry
+    raise StudioError("This concept is not in the library any more. Choose another card.")
+
+
+def _shown(studio: Studio, chosen: str) -> list[Any]:
+    found = [entry for entry in studio.library.entries() if entry.id == chosen]
+    if not found:
+        return ["", NOTHING, gr.update(visible=False), ""]
+    facts = concept_facts(found[0], studio.base.fingerprint, studio.base.title)
+    return [chosen, facts, gr.update(visible=True), found[0].concept.name]
+
+
+def _cards(studio: Studio, words: str, chosen: str) -> str:
+    entries = studio.library.entries(words or "")
+    return cards_markup(concept_cards(entries, studio.base.fingerprint), chosen, NONE_FOUND if words else EMPTY)

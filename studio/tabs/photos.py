@@ -1,0 +1,178 @@
+"""The photo part of the Train tab: the example, photo sets of one's own, masks, captions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines import load_photos, load_preset
+from studio.datasets import SHOWN, photo_cards
+from studio.page import Page, Watch
+from studio.parts.cards import cards, cards_markup, picked
+from studio.parts.message import answering, done
+from studio.parts.pictures import data_uri
+from studio.session import Studio
+from studio.work import EXAMPLE, Training, start_training
+
+NEW = ""
+ADVICE = (
+    '<p class="message advice">Toybox knows only its own drawn world of toys; real photos mean nothing to it. '
+    "To learn from them, load another base at the top of the page, such as "
+    "<code>stable-diffusion-v1-5/stable-diffusion-v1-5</code>.</p>"
+)
+HOW = (
+    "PNG, JPEG or WebP, three to ten of one thing. A mask is named like its photo: cat.jpg and cat-masklabel.png "
+    "(white = the subject); a caption is cat.txt."
+)
+
+
+def build(studio: Studio, page: Page) -> gr.Dropdown:
+    """Gives the dropdown that says which photos to train on."""
+    with gr.Column(elem_id="welcome", visible=_has_example(studio)):
+        gr.HTML(_welcome(studio), elem_id="welcome-text", apply_default_css=False)
+        example = gr.Button("Train the example (about a minute)", variant="primary", elem_id="example-button")
+        said = gr.HTML("", elem_id="example-message")
+    with gr.Row():
+        chosen = gr.Dropdown(
+            _choices(studio), value=_first(studio), label="Photos", elem_id="train-photos", scale=3, min_width=160
+        )
+        upload = gr.UploadButton(
+            "Add photos", file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt"],
+            elem_id="train-upload", scale=1, min_width=120,
+        )  # fmt: skip
+    shown = cards("train-gallery", "Photos")
+    advice = gr.HTML("", elem_id="train-advice")
+    message = gr.HTML("", elem_id="photos-message")
+    with gr.Row(visible=False, elem_id="photo-edit") as edit:
+        photo = gr.State("")
+        caption = gr.Textbox(label="Caption of this photo", placeholder="a photo of <name> on the grass", scale=4)
+        save = gr.Button("Save", size="sm", min_width=70)
+        remove = gr.Button("Remove photo", size="sm", variant="stop", min_width=110)
+    page.watch(
+        Watch(
+            [chosen, shown, advice],
+            lambda value: _sign(studio, value),
+            lambda value: [gr.update(choices=_choices(studio)), _gallery(studio, value), _advice(studio, value)],
+            [chosen],
+        )
+    )
+    _wire_example(studio, example, said)
+    _wire_upload(studio, upload, chosen, message)
+    _wire_edit(studio, chosen, shown, edit, photo, caption, save, remove, message)
+    return chosen
+
+
+def _wire_example(studio: Studio, button: gr.Button, said: gr.HTML) -> None:
+    @answering(0)
+    def train_example() -> tuple[str]:
+        about = example_about(studio)
+        taken = {concept.name for concept in studio.library.concepts()}
+        names = [about["name"], *(f"{about['name']}-{number}" for number in range(2, 1000))]
+        params = load_preset(about["method"], None, "toybox")
+        name = next(name for name in names if name not in taken)
+        wish = Training(EXAMPLE, about["noun"], name, about["method"], params.model_dump(mode="json"))
+        start_training(studio, wish)
+        return (done(f"Training <{name}> from the example photos. Watch it learn on the right."),)
+
+    button.click(train_example, None, [said], api_visibility="private")
+
+
+def _wire_upload(studio: Studio, upload: gr.UploadButton, chosen: gr.Dropdown, message: gr.HTML) -> None:
+    @answering(1)
+    def add(files: list[str] | None, dataset: str) -> tuple[Any, str]:
+        into = "" if dataset in (EXAMPLE, NEW, None) else dataset
+        title = time.strftime("Photos of %d %b %Y, %H:%M")
+        folder, notes = studio.datasets.add([Path(file) for file in files or []], title, into)
+        said = f"{len(files or [])} files added. {' '.join(notes)}"
+        return gr.update(choices=_choices(studio), value=folder), done(said.strip())
+
+    upload.upload(add, [upload, chosen], [chosen, message], api_visibility="private")
+
+
+def _wire_edit(
+    studio: Studio, chosen: gr.Dropdown, shown: gr.HTML, edit: gr.Row, photo: gr.State, caption: gr.Textbox,
+    save: gr.Button, remove: gr.Button, message: gr.HTML,
+) -> None:  # fmt: skip
+    closed = gr.update(visible=False)
+
+    @answering(3)
+    def open_photo(dataset: str, event: gr.EventData) -> tuple[Any, ...]:
+        if dataset in (EXAMPLE, NEW):
+            return closed, "", "", ""
+        found = [each for each in studio.datasets.photos(dataset) if each.path.name == picked(event)]
+        if not found:
+            return closed, "", "", ""
+        label = f"Caption of {found[0].path.name}"
+        return gr.update(visible=True), found[0].path.name, gr.update(value=found[0].caption or "", label=label), ""
+
+    @answering(1)
+    def write(dataset: str, name: str, text: str) -> tuple[Any, str]:
+        studio.datasets.caption(dataset, name, text)
+        return closed, done(f"The caption of {name} is saved.")
+
+    @answering(1)
+    def drop(dataset: str, name: str) -> tuple[Any, str]:
+        studio.datasets.remove(dataset, name)
+        return closed, done(f"{name} is in the workspace's trash now.")
+
+    shown.pick(open_photo, chosen, [edit, photo, caption, message], api_visibility="private")
+    save.click(write, [chosen, photo, caption], [edit, message], api_visibility="private")
+    remove.click(drop, [chosen, photo], [edit, message], api_visibility="private")
+    chosen.input(lambda: closed, None, edit, queue=False, api_visibility="private")
+
+
+def example_about(studio: Studio) -> dict[str, str]:
+    """What the example shows: {"name", "noun", "method"} from its example.json."""
+    about = {"name": "my-toy", "noun": "toy", "method": "svdiff"}
+    path = studio.example / "example.json"
+    return about | (json.loads(path.read_text("utf-8")) if path.is_file() else {})
+
+
+def _has_example(studio: Studio) -> bool:
+    return studio.example.is_dir()
+
+
+def _welcome(studio: Studio) -> str:
+    if not _has_example(studio):
+        return ""
+    photos = load_photos(studio.example, short_side=128)[:6]
+    strip = "".join(f'<img src="{data_uri(photo.image, 128)}" alt="{photo.path.stem}">' for photo in photos)
+    return (
+        f'<div class="wrap-welcome"><h2>Teach it one toy</h2><p>{len(photos)} photos of a toy the base has never seen. '
+        f'Train it, then put it anywhere.</p><div class="strip">{strip}</div></div>'
+    )
+
+
+def _choices(studio: Studio) -> list[tuple[str, str]]:
+    example = [("The example", EXAMPLE)] if _has_example(studio) else []
+    return [*example, *((each.title, each.id) for each in studio.datasets.all()), ("New set: add photos", NEW)]
+
+
+def _first(studio: Studio) -> str:
+    return _choices(studio)[0][1]
+
+
+def _sign(studio: Studio, chosen: str) -> Hashable:
+    folders = tuple(each.id for each in studio.datasets.all())
+    inside = studio.workspace.datasets / chosen if chosen in folders else None
+    changed = inside and tuple(sorted((path.name, path.stat().st_mtime_ns) for path in inside.iterdir()))
+    return chosen, folders, changed, studio.base.kind
+
+
+def _gallery(studio: Studio, chosen: str) -> str:
+    if chosen == EXAMPLE:
+        photos = load_photos(studio.example, short_side=SHOWN)
+    elif chosen:
+        photos = studio.datasets.photos(chosen)
+    else:
+        photos = []
+    return cards_markup(photo_cards(photos), empty=HOW)
+
+
+def _advice(studio: Studio, chosen: str) -> str:
+    return ADVICE if studio.base.kind == "toybox" and chosen not in (EXAMPLE,) else ""

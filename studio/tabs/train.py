@@ -1,0 +1,148 @@
+"""Train: photos, what they show, how to learn it; and beside it, what the learning looks like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from pipelines import StudioError, fields, get_method, load_preset, method_names, presets
+from studio.forms import basic, component, read
+from studio.page import Page, Watch
+from studio.parts.cards import picked
+from studio.parts.live import train_markup
+from studio.parts.message import answering, done
+from studio.parts.runs import runs, runs_markup
+from studio.session import Studio
+from studio.tabs import photos
+from studio.work import Training, resume_training, start_training
+
+TITLE = "Train"
+ID = "train"
+NO_RUN = '<p class="empty">Start a training: its loss, samples and the attention of the new word appear here.</p>'
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The components that say what to learn and how."""
+
+    photos: gr.Dropdown
+    noun: gr.Textbox
+    name: gr.Textbox
+    method: gr.Radio
+    preset: gr.Dropdown
+
+
+def build(studio: Studio, page: Page) -> None:
+    with gr.Row(elem_classes="columns"):
+        with gr.Column(scale=6, min_width=330):
+            chosen = photos.build(studio, page)
+            asked = _what_and_how(chosen)
+            message = gr.HTML("", elem_id="train-message", render=False)
+            _form(studio, asked, message)
+            message.render()
+        with gr.Column(scale=7, min_width=330):
+            live = gr.HTML(NO_RUN, elem_id="train-live", apply_default_css=False)
+            unfinished = runs("train-unfinished")
+    page.watch(Watch([live], lambda: _live_sign(studio), lambda: [_live(studio)]))
+    page.watch(Watch([unfinished], lambda: _runs_sign(studio), lambda: [runs_markup(studio.jobs.history())]))
+
+    @answering(0)
+    def resume(event: gr.EventData) -> tuple[str]:
+        job = resume_training(studio, picked(event))
+        return (done(f"{job.title} goes on."),)
+
+    unfinished.pick(resume, None, [message], api_visibility="private")
+
+
+def _what_and_how(chosen: gr.Dropdown) -> _Asked:
+    with gr.Row():
+        noun = gr.Textbox(
+            label="What is it?", placeholder="cat", info="The ordinary word for it", elem_id="train-noun", min_width=140
+        )
+        name = gr.Textbox(
+            label="Call it", placeholder="my-cat", info="You will write <my-cat>", elem_id="train-name", min_width=140
+        )
+    methods = [(get_method(each).title, each) for each in method_names()]
+    first = methods[0][1] if methods else None
+    method = gr.Radio(methods, value=_preferred(methods), label="Method", elem_id="train-method")
+    choices, value = _presets_of(_preferred(methods) or first)
+    preset = gr.Dropdown(choices, value=value, label="Preset", elem_id="train-preset")
+
+    def presets_for(method: str) -> dict[str, Any]:
+        choices, value = _presets_of(method)
+        return gr.update(choices=choices, value=value)
+
+    method.change(presets_for, method, preset, queue=False, api_visibility="private")
+    return _Asked(chosen, noun, name, method, preset)
+
+
+def _preferred(methods: list[tuple[str, str]]) -> str | None:
+    """The method that has a Toybox preset and learns best there goes first; any other when it is missing."""
+    names = [name for _, name in methods]
+    return "svdiff" if "svdiff" in names else (names[0] if names else None)
+
+
+def _presets_of(method: str | None) -> tuple[list[tuple[str, str]], str | None]:
+    if method is None:
+        return [], None
+    return [("For the loaded base", ""), *((preset.title, preset.name) for preset in presets(method))], ""
+
+
+def _form(studio: Studio, asked: _Asked, message: gr.HTML) -> None:
+    """The settings of the chosen method with the preset's values, and the button that reads them."""
+
+    @gr.render(inputs=[asked.method, asked.preset], show_progress="hidden", queue=False)
+    def form(method: str | None, preset: str | None) -> None:
+        if method is None or preset not in [name for _, name in _presets_of(method)[0]]:
+            return  # the preset list follows the method a moment later
+        values = load_preset(method, preset or None, studio.base.kind)
+        settings = fields(type(values))
+        shown = basic(type(values))
+        boxes: dict[str, Any] = {}
+        with gr.Row():
+            for setting in [each for each in settings if each.name in shown]:
+                boxes[setting.name] = component(setting, getattr(values, setting.name))
+        with gr.Accordion("Advanced", open=False, elem_id="train-advanced"), gr.Row():
+            for setting in [each for each in settings if each.name not in shown]:
+                boxes[setting.name] = component(setting, getattr(values, setting.name))
+            seed = gr.Number(0, precision=0, label="Seed", info="Every random choice follows from it")
+        button = gr.Button("Train", variant="primary", elem_id="train-button")
+
+        @answering(0)
+        def train(photos: str, noun: str, name: str, seed: int, *given: Any) -> tuple[str]:
+            params = read(type(values), dict(zip(boxes, given, strict=True)))
+            wish = Training(
+                photos=photos or "",
+                noun=_needed(noun, "What is it? Give the ordinary word for it, such as 'cat'."),
+                name=_needed(name, "Give it a name, such as 'my-cat'.").strip("<>"),
+                method=method,
+                params=params.model_dump(mode="json"),
+                seed=int(seed or 0),
+                base=studio.base.where,
+            )
+            return (done(f"{start_training(studio, wish).title}: in the queue."),)
+
+        asks = [asked.photos, asked.noun, asked.name, seed, *boxes.values()]
+        button.click(train, asks, [message], api_visibility="private")
+
+
+def _needed(text: str, sentence: str) -> str:
+    if not (text or "").strip():
+        raise StudioError(sentence)
+    return text.strip()
+
+
+def _live_sign(studio: Studio) -> Any:
+    job = studio.latest("train")
+    return None if job is None else (job.id, job.state, job.since(10**12)[0])
+
+
+def _live(studio: Studio) -> str:
+    job = studio.latest("train")
+    return NO_RUN if job is None else train_markup(job, studio.view(job))
+
+
+def _runs_sign(studio: Studio) -> Any:
+    return studio.workspace.runs.stat().st_mtime, tuple((job.id, job.state) for job in studio.jobs.jobs())
