@@ -47,7 +47,7 @@ _WHERE = {
     "overlay": "attention.heatmap",
     "train_concept": "runs",
     "make_pictures": "results",
-    "Request": "generate",
+    "Request": "request",
     "check_base": "library",
     "import_original": "incoming",
     "is_locked": "files",
@@ -57,6 +57,13 @@ _WHERE = {
     "atlas": "attention.heatmap",
     "load_npz": "attention.archive",
     "read_picture": "pictures",
+    "again": "recipe",
+    "Result": "gallery",
+    "list_results": "gallery",
+    "read_result": "gallery",
+    "delete_result": "gallery",
+    "zip_results": "gallery",
+    "check_id": "files",
 }
 
 __all__ = sorted(_WHERE)
