@@ -125,6 +125,8 @@ def test_help_and_list_answer_within_a_second(argv: list[str], tmp_path: Path) -
         (["generate", "a cat", "--concept", "nobody"], "nobody"),
         (["library", "rename", "nobody", "x"], "nobody"),
         (["generate", "--again", "gone.png"], "gone.png"),
+        (["generate", "a cat", "--again", "gone.png"], "Leave yours out"),
+        (["bench", "nope"], "no bench 'nope'"),
     ],
 )
 def test_what_a_person_can_put_right_is_one_sentence(
@@ -257,6 +259,13 @@ def test_presets_and_bases_can_be_looked_at(base: str, capsys: pytest.CaptureFix
     found = answer(capsys, "presets")
     assert {preset["method"] for preset in found} == set(method_names())
     assert answer(capsys, "base", "--base", base)["kind"] == "sd1"
+
+
+@pytest.mark.slow  # half a minute of painting
+def test_bench_prints_each_ratio(base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, "bench", "capture", "--base", base)
+    assert set(found) == {"capture"} and set(found["capture"]) == {"ratio", "ours", "reference", "runs"}
+    assert found["capture"]["ratio"] > 0
 
 
 @pytest.mark.parametrize(
