@@ -1,12 +1,17 @@
-"""A base model's identity, read off its weights: a concept only fits the base it was trained on."""
+"""Identities read off the weights: of a base model, which a concept must fit, and of a concept."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pipelines.concept import Trained
 
 SAMPLES = 512  # values taken from every tensor, evenly spaced
 _WRAPPERS = ("text_model.",)  # transformers 4 wraps the text tower in it, transformers 5 does not
@@ -41,3 +46,14 @@ def _sample(weight: Tensor) -> bytes:
     values = flat[:: max(1, flat.numel() // SAMPLES)][: 2 * SAMPLES]
     halves = (values.float().cpu().to(torch.float16) + 0.0).numpy()  # + 0.0: minus zero becomes zero
     return bytes(halves.astype("<f2").tobytes())
+
+
+def content_hash(trained: Trained) -> str:
+    """64 hex digits over what a concept does: not its name, its token (both may be changed), its log or its date."""
+    concept = trained.concept
+    facts = [concept.method, concept.params, [subject.noun for subject in concept.subjects]]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(trained.tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

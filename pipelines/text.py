@@ -38,12 +38,12 @@ def text_length(tokenizer: Any, encoder: Any) -> int:
     return int(min(tokenizer.model_max_length, encoder.config.max_position_embeddings))
 
 
-def tokenize(tokenizer: Any, text: str, length: int, spans: Sequence[Span] = ()) -> Tokenized:
-    """One text, padded or cut to `length` positions as diffusers' pipelines do."""
+def tokenize(tokenizer: Any, text: str, length: int | None = None, spans: Sequence[Span] = ()) -> Tokenized:
+    """One text, padded or cut to `length` positions (None: the tokenizer's limit) as diffusers' pipelines do."""
     read = tokenizer(
         text,
         padding="max_length",
-        max_length=length,
+        max_length=length or tokenizer.model_max_length,
         truncation=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,

@@ -137,14 +137,14 @@ def test_the_last_preview_shows_the_picture_to_come(scheduler: str) -> None:
     assert np.abs(shown[0].astype(int) - final.astype(int)).mean() < 12
 
 
-def test_the_preview_map_finds_colours_again() -> None:
+def test_the_preview_map_knows_colours_it_was_not_fitted_on() -> None:
+    """Even a VAE of random weights keeps some colour, so the map must beat one grey for everything."""
     model = tiny_model()
-    red, blue = torch.zeros(2, 3, 64, 64)
-    red[0], blue[2] = 1, 1
-    latents = encode_pictures(model, torch.stack([red, blue]))
-    shown = [rough_picture(model, cells, (64, 64)).mean(axis=(0, 1)) for cells in latents]
-    assert shown[0][0] > shown[1][0]  # even through a VAE of random weights, red stays redder than blue
-    assert shown[1][2] > shown[0][2]
+    coarse = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(9))
+    fields = torch.nn.functional.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1)
+    truth = fields.permute(0, 2, 3, 1).numpy() * 255
+    shown = np.stack([rough_picture(model, cells, (64, 64)) for cells in encode_pictures(model, fields)])
+    assert ((shown - truth) ** 2).mean() < 0.95 * ((truth - truth.mean()) ** 2).mean()
 
 
 def test_closing_keeps_what_is_done_and_the_consumer_keeps_its_gradients() -> None:
