@@ -193,7 +193,7 @@ def _metadata(trained: Trained) -> dict[str, str]:
     family = _ARCHITECTURES.get(base.get("kind", ""), base.get("kind") or "unknown")
     moment = datetime.datetime.fromtimestamp(concept.created, datetime.UTC)
     return {
-        MINE: json.dumps(concept.to_json(), ensure_ascii=False, allow_nan=False),
+        MINE: json.dumps(concept.to_json(), allow_nan=False),
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{family}/{concept.method}",
@@ -208,7 +208,9 @@ def _metadata(trained: Trained) -> dict[str, str]:
 
 def _check_base(base: Any) -> None:
     sound = isinstance(base, dict) and {"id", "fingerprint"} <= set(base) <= {"id", "fingerprint", "kind"}
-    sound = sound and all(isinstance(value, str) and len(value) <= 1000 for value in base.values())
+    sound = sound and all(
+        isinstance(value, str) and len(value) <= 1000 and value.isprintable() for value in base.values()
+    )
     _need(sound, "its base model is malformed")
     _need(bool(re.fullmatch(r"[0-9a-zA-Z:-]{0,128}", base["fingerprint"])), "its base's fingerprint is malformed")
 

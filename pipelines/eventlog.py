@@ -47,7 +47,7 @@ class EventLog:
     def append(self, event: Event) -> Event:
         """Record `event` and return it as kept: a snapshot whose picture is now on disk names its path."""
         event = self._keep_snapshot(event)
-        line = json.dumps(encode(event, self.folder), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(encode(event, self.folder), allow_nan=False) + "\n"
         with spare_disk(self.folder / LOG_NAME, len(line)):
             self._file.write(line.encode())
             self._file.flush()
@@ -153,7 +153,7 @@ def read_events(folder: Path) -> Iterator[Event]:
 def training_log(events: Iterator[Event]) -> bytes:
     """The curves and notes among `events` as JSON lines: a concept's run.jsonl."""
     kept = (event for event in events if isinstance(event, Progress | Note))
-    return "".join(json.dumps(encode(event), ensure_ascii=False) + "\n" for event in kept).encode()
+    return "".join(json.dumps(encode(event)) + "\n" for event in kept).encode()
 
 
 def parse_log(data: bytes) -> list[Event]:

@@ -55,8 +55,13 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """`data` as indented UTF-8 JSON, atomically. ValueError on NaN, which is not JSON."""
-    write_atomic(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """`data` as indented JSON, atomically. ValueError on NaN, which is not JSON."""
+    write_atomic(path, json_bytes(data))
+
+
+def json_bytes(data: Any) -> bytes:
+    """What `write_json` writes. Plain ASCII: names of files may hold bytes that are no Unicode."""
+    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

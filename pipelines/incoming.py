@@ -74,7 +74,11 @@ def import_original(path: Path, *, name: str, noun: str, base: Mapping[str, str]
             method=found["method"],
             base_model=dict(base or found.get("base") or UNKNOWN_BASE),
             params=params.model_dump(mode="json"),
-            recipe={"imported": path.name, "format": found["format"], "notes": list(found.get("notes", ()))},
+            recipe={
+                "imported": files.printable(path.name),
+                "format": found["format"],
+                "notes": list(found.get("notes", ())),
+            },
         ),
         found["tensors"],
     )

@@ -7,7 +7,6 @@ and Unicode form, and nothing is ever overwritten: a second "my-cat" becomes "my
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import secrets
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines import concept_folder as folders
 from pipelines import files
@@ -96,7 +95,7 @@ class Library:
 
         events = read_events(log) if isinstance(log, Path) else iter(log or ())
         clean = dataclasses.replace(trained.concept, name=files.clean_name(trained.concept.name))
-        concept = unique(clean, self.concepts())
+        concept = unique(folders.check_concept(clean.to_json()), self.concepts())
         image = folders.preview_bytes(preview) if preview is not None else b""
         return self._publish(clean, folders.pack(Trained(concept, trained.tensors), image, training_log(events)))
 
@@ -165,7 +164,7 @@ class Library:
         if not path.parent.is_dir():
             raise StudioError(f"There is no folder {path.parent}. Make it first.")
         record = folders.record(entry.concept, entry.files, entry.version)
-        write_zip(path, {folders.RECORD: _json(record)} | folders.read_files(entry))
+        write_zip(path, {folders.RECORD: files.json_bytes(record)} | folders.read_files(entry))
         return path
 
     def export_original(self, name: str, folder: str | Path) -> list[Path]:
@@ -193,7 +192,7 @@ class Library:
             with files.publish_folder(self.workspace.concepts / files.new_id(concept.name)) as staging:
                 for name, data in content.items():
                     files.write_atomic(staging / name, data)
-                files.write_atomic(staging / folders.RECORD, _json(record))
+                files.write_atomic(staging / folders.RECORD, files.json_bytes(record))
         return concept
 
     def _edit(self, name: str, change: Callable[[Entry], Concept], version: int | None) -> Concept:
@@ -207,7 +206,7 @@ class Library:
 
     def _write_record(self, entry: Entry) -> None:
         data = folders.record(entry.concept, entry.files, entry.version + 1)
-        files.write_atomic(entry.folder / folders.RECORD, _json(data))
+        files.write_atomic(entry.folder / folders.RECORD, files.json_bytes(data))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -242,10 +241,6 @@ def check_base(concept: Concept, model: Model) -> str:
             f"{model.id} ({theirs[:8]}) is loaded. Load that base, or train the concept again on this one."
         )
     return ""
-
-
-def _json(data: Any) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _text(entry: Entry) -> str:
