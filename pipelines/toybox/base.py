@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -25,7 +26,7 @@ PLAN = Plan("base", steps=9000, lr=6e-4, batch=32, average=0.9993, warmup=300, c
 DROP = 0.1  # share of pictures without words, for classifier-free guidance
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_unet() -> Any:
     """Untrained, 11.5 M parameters; words are read at 16 x 16 and 8 x 8."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -41,7 +42,7 @@ def new_unet() -> UNet2DConditionModel:
     )
 
 
-def new_scheduler() -> DDIMScheduler:
+def new_scheduler() -> Any:
     """SD's schedule (scaled linear, 0.00085 to 0.012, 1000 steps), v-prediction."""
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -55,7 +56,7 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def encode_latents(vae: AutoencoderKL, scenes: Scenes, path: Path) -> Iterator[Event]:
+def encode_latents(vae: Any, scenes: Scenes, path: Path) -> Iterator[Event]:
     """Means of all scenes' latents, unscaled, (count, 4, 16, 16) fp16 in one file; a part a step."""
     parts = []
     for start in range(0, scenes.count, CHUNK):
@@ -107,7 +108,7 @@ def train_base(painter: Painter, folder: Path, plan: Plan = PLAN) -> Iterator[Ev
     yield from Fit(painter.unet, plan, folder).run(painter.losses)
 
 
-def trained_unet(folder: Path, plan: Plan = PLAN) -> UNet2DConditionModel:
+def trained_unet(folder: Path, plan: Plan = PLAN) -> Any:
     """The averaged weights so far."""
     unet = new_unet()
     Fit(unet, plan, folder).use_mean()

@@ -21,7 +21,7 @@ from pipelines.toybox.fitting import Fit, Losses, Plan
 from pipelines.toybox.tokenizer import LENGTH
 from pipelines.toybox.words import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, TRUTHFUL, Caption, Wording
 
-PLAN = Plan("clip", steps=1600, lr=1e-3, batch=96, average=0.998)
+PLAN = Plan("clip", steps=1000, lr=1e-3, batch=96, average=0.998)
 WIDTH = 128
 _COLORS, _BACKGROUNDS = [None, *COLORS], [None, *BACKGROUNDS]
 _PATTERNS = [None, *PATTERNS]

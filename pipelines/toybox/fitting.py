@@ -90,7 +90,7 @@ class Fit:
                 group["lr"] = rate(plan, self.step)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.half):
                 parts = losses(np.random.default_rng([self.step, plan.steps]), plan.batch)
-            torch.stack([part.float() for part in parts.values()]).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack([part.float() for part in parts.values()]).sum().backward()
             nn.utils.clip_grad_norm_(self.params, 1.0, foreach=True)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,7 +32,7 @@ def photo_with(toy: Toy, rng: np.random.Generator) -> Scene:
     return compose(place([toy, *others], rng, seeds), str(rng.choice(list(BACKGROUNDS))), rng)
 
 
-def spoil(pictures: Tensor, vae: AutoencoderKL | None, rng: np.random.Generator) -> Tensor:
+def spoil(pictures: Tensor, vae: Any, rng: np.random.Generator) -> Tensor:
     """Blur, noise, colour drift, and what the VAE (with disturbed latents) makes of half of the pictures."""
     out = pictures.clone()
     for i in range(len(out)):
@@ -72,7 +72,7 @@ def targets(truth: dict) -> tuple[Tensor, Tensor, Tensor]:
     return centre, box.clamp_min(0), weight
 
 
-def _finding(judge: Judge, scenes: Scenes, vae: AutoencoderKL | None, rng: np.random.Generator, batch: int) -> Losses:
+def _finding(judge: Judge, scenes: Scenes, vae: Any, rng: np.random.Generator, batch: int) -> Losses:
     rows = rng.integers(0, scenes.count, batch)
     truths = [scenes.truths[row] for row in rows]
     pictures = spoil(scenes.pictures(rows), vae, rng)
@@ -112,7 +112,7 @@ def _answers(toys: list[dict], name: str) -> Tensor:
     return torch.tensor([ATTRIBUTES[name].index(answer(toy)) for toy in toys])
 
 
-def _identity(judge: Judge, vae: AutoencoderKL | None, rng: np.random.Generator, step: int) -> Tensor:
+def _identity(judge: Judge, vae: Any, rng: np.random.Generator, step: int) -> Tensor:
     """Supervised contrast among toys of one category: photos of the same one attract."""
     draw = stream("train", 999_983, step)
     category = str(draw.choice(CATEGORIES))
@@ -131,7 +131,7 @@ def _identity(judge: Judge, vae: AutoencoderKL | None, rng: np.random.Generator,
     return -(alike.log_softmax(1) * same).sum(1).div(same.sum(1)).mean()
 
 
-def train_judge(scenes: Scenes, vae: AutoencoderKL | None, folder: Path, plan: Plan = PLAN) -> Iterator[Event]:
+def train_judge(scenes: Scenes, vae: Any, folder: Path, plan: Plan = PLAN) -> Iterator[Event]:
     """Trains or goes on; the state lies in `folder`."""
     torch.manual_seed(14)
     judge = Judge()

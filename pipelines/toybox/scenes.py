@@ -79,7 +79,8 @@ def draw_background(name: str, rng: np.random.Generator) -> tuple[NDArray[np.flo
     ground = far + (near - far) * ((y - horizon) / (SIZE - horizon)).clip(0, 1)
     blend = (y - horizon + 0.5).clip(0, 1)
     column = np.clip((sky * (1 - blend) + ground * blend) * (1 if name == "simple" else light), 0, 255)
-    return np.broadcast_to(column, (SIZE, SIZE, 3)).copy(), horizon
+    stage: NDArray[np.float32] = np.broadcast_to(column, (SIZE, SIZE, 3)).astype(np.float32)
+    return stage, horizon
 
 
 def _composite(canvas: NDArray[np.float32], placed: Placed, night: bool) -> NDArray[np.float32]:

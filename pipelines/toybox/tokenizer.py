@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPTokenizer
 
@@ -62,4 +63,5 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+    pairs: Any = merges  # its annotation knows only lists of strings; the tokenizer wants pairs
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=LENGTH)

@@ -127,7 +127,7 @@ def _house(pen: Pen) -> tuple[Mask, Mask]:
 
 def _fish(pen: Pen) -> tuple[Mask, Mask]:
     body = pen.disc(0.38, 0.56, 0.38, 0.32)
-    tail = pen.poly((0.68, 0.56), (1, 0.2), (1, 0.92)) & ~body & 1
+    tail = pen.poly((0.68, 0.56), (1, 0.2), (1, 0.92)) & (1 - body)
     return body, tail | pen.poly((0.26, 0.3), (0.44, 0.06), (0.56, 0.3))
 
 
