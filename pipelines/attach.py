@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -11,13 +10,12 @@ from pydantic import ValidationError
 
 from pipelines.concept import Concept, Trained
 from pipelines.errors import StudioError
+from pipelines.library import check_base
 from pipelines.methods import Adapter, get_method
 
 if TYPE_CHECKING:
     from pipelines.model import Model
     from pipelines.params import TrainParams
-
-logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,7 +29,7 @@ def attached(model: Model, concepts: Sequence[tuple[Trained, float]]) -> Iterato
     with ExitStack() as stack:
         adapters: list[Adapter] = []
         for trained, strength in concepts:
-            check_base(model, trained.concept)
+            check_base(trained.concept, model)
             method = get_method(trained.concept.method)
             params = _params(method.Params, trained.concept)
             adapter = stack.enter_context(method.attach(model, params, trained.concept.subjects))
@@ -41,19 +39,6 @@ def attached(model: Model, concepts: Sequence[tuple[Trained, float]]) -> Iterato
         for adapter in adapters:
             adapter.bake()
         yield adapters
-
-
-def check_base(model: Model, concept: Concept) -> None:
-    """StudioError when the concept was trained on other weights; a warning when nobody knows (an original file)."""
-    known = concept.base_model.get("fingerprint", "")
-    if not known:
-        logger.warning("'%s' doesn't say which base it was trained on; it is tried on '%s'.", concept.name, model.id)
-    elif known != model.fingerprint:
-        theirs = concept.base_model.get("id") or "another base"
-        raise StudioError(
-            f"'{concept.name}' was trained on '{theirs}' ({known}), and the base in use is '{model.id}' "
-            f"({model.fingerprint}). Load that base, or train the concept on this one."
-        )
 
 
 def _params(settings: type[TrainParams], concept: Concept) -> TrainParams:
