@@ -8,6 +8,7 @@ sub-words, punctuation, repeated words and padding (SD 1.x pads with EOS, SD 2.x
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -81,6 +82,7 @@ def expand(prompt: str, placeholders: Mapping[str, Expansion]) -> tuple[str, lis
     themselves: a space parts them from letters they would merge with. Other angle brackets are left as they are.
     Raises StudioError for a `<name>` that no active concept answers to.
     """
+    prompt = unicodedata.normalize("NFC", prompt)  # the tokenizer does so too; names are kept in this form
     text, done, spans = "", 0, []
     for match in _PLACEHOLDER.finditer(prompt):
         token = match.group()
@@ -162,6 +164,7 @@ def find_word(tokenized: Tokenized, word: str, occurrence: int | None = None) ->
 
 def _places(tokenized: Tokenized, word: str) -> list[tuple[int, int]]:
     """Character ranges of a word or a placeholder, in reading order."""
+    word = unicodedata.normalize("NFC", word)
     spans = [(span.start, span.end) for span in tokenized.spans if span.token == word.strip()]
     if spans or not word.split():
         return spans

@@ -85,6 +85,13 @@ def test_names_and_words_are_data() -> None:
     )  # what a name became is not expanded again
 
 
+def test_decomposed_letters_mean_the_same() -> None:
+    """What macOS puts on the clipboard of a file's name."""
+    text, spans = expand("a <cafe\u0301> and cafe\u0301", {"<café>": Expansion("sks cup", "cup")})
+    assert text == "a sks cup and café" and len(spans) == 1
+    assert find_word(read(text), "cafe\u0301") == find_word(read(text), "café")
+
+
 def test_an_unknown_name_says_which_are_active() -> None:
     with pytest.raises(StudioError, match=r"<my-dog>.*active: <my-cat>, <my-toy>"):
         expand("a <my-dog>", CAT | TOY)
