@@ -127,6 +127,8 @@ def test_help_and_list_answer_within_a_second(argv: list[str], tmp_path: Path) -
         (["generate", "--again", "gone.png"], "gone.png"),
         (["generate", "a cat", "--again", "gone.png"], "Leave yours out"),
         (["bench", "nope"], "no bench 'nope'"),
+        (["toybox", "photos", "--subject-seed", "1", "--background", "mars", "--out", "x"], "no background 'mars'"),
+        (["toybox", "judge", "nowhere"], "no folder nowhere"),
     ],
 )
 def test_what_a_person_can_put_right_is_one_sentence(
@@ -259,6 +261,16 @@ def test_presets_and_bases_can_be_looked_at(base: str, capsys: pytest.CaptureFix
     found = answer(capsys, "presets")
     assert {preset["method"] for preset in found} == set(method_names())
     assert answer(capsys, "base", "--base", base)["kind"] == "sd1"
+
+
+def test_toybox_draws_photos_with_their_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = ["toybox", "photos", "--subject-seed", "7", "--subject-seed", "9", "--category", "robot"]
+    truth = answer(capsys, *photos, "--background", "grass", "--count", "2", "--out", str(tmp_path / "photos"))
+    assert truth == json.loads((tmp_path / "photos" / "truth.json").read_text())
+    assert len(truth["pictures"]) == 2 and all(picture["background"] == "grass" for picture in truth["pictures"])
+    toys = [toy for picture in truth["pictures"] for toy in picture["toys"]]
+    assert {toy["subject_seed"] for toy in toys} == {7, 9} and {toy["category"] for toy in toys} == {"robot"}
+    assert all((tmp_path / "photos" / toy["mask"]).is_file() for toy in toys)
 
 
 @pytest.mark.slow  # half a minute of painting

@@ -23,6 +23,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     drawing.add_argument("--count", type=int, default=5, help="how many photos (default: 5)")
     drawing.add_argument("--background", help="the same for all: grass, sand ... (default: varied)")
     drawing.add_argument("--category", help="what the subjects are: robot, cat ... (default: from the seed)")
+    drawing.add_argument("--prop", action="store_true", help="the same unnamed thing stands in every photo")
     drawing.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     drawing.set_defaults(run=photos)
     judging = command(actions, "judge", "what is to be seen in a folder of pictures")
@@ -43,6 +44,7 @@ def photos(options: argparse.Namespace, terminal: Terminal) -> None:
         count=options.count,
         background=options.background,
         category=options.category,
+        prop=options.prop,
     )
     pictures = truth["pictures"]
     subjects = " and ".join(dict.fromkeys(toy["category"] for picture in pictures for toy in picture["toys"]))
