@@ -47,6 +47,10 @@ class TunedText:
             tuned, _ = run_encoders(self._tokenizers, self._tuned, texts)
         return Pair(tuned, frozen, pooled)
 
+    def version(self) -> int:
+        """Rises with every change of the learning copy."""
+        return sum(parameter._version for parameter in self.parameters())
+
     def mean_change(self, places: Sequence[tuple[str, Sequence[int]]]) -> Tensor:
         """How far the states at each text's positions have moved, averaged over the texts: (positions, width)."""
         with torch.no_grad():

@@ -173,6 +173,19 @@ def test_export_is_the_mean_over_the_templates_at_the_nouns_tokens(model: Model,
     assert (len(rows) == 1) == (subject is CAT)
 
 
+def test_each_step_shows_in_the_next_picture() -> None:
+    model = tiny_model("sd1")
+    stage = residual.stages(FAST)[0]
+    with residual.attach(model, FAST, (CAT,)) as adapter:
+        groups = adapter.param_groups(stage)
+        for optimizer in (torch.optim.AdamW(groups, foreach=False), torch.optim.AdamW(groups, foreach=True)):
+            before, again = model.encode(["a <my-cat>"]).states, model.encode(["a <my-cat>"]).states
+            assert torch.equal(before, again)
+            sum(residual.loss(model, adapter, first_batch(model, FAST), stage).values()).backward()  # type: ignore[union-attr]
+            optimizer.step()
+            assert not torch.equal(model.encode(["a <my-cat>"]).states, before)
+
+
 def test_a_noun_that_a_template_says_too_is_found_in_its_own_place() -> None:
     """Matching the first token's id would take the template's "photo"."""
     text, place = filled(TEMPLATES[0], "photo")
