@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipelines import archive, formats
 from pipelines.errors import StudioError
@@ -226,3 +226,26 @@ def test_writing_is_deterministic(tmp_path: Path) -> None:
     archive.write_zip(tmp_path / "a", {"b": b"1", "a": b"2"})
     archive.write_zip(tmp_path / "b", {"a": b"2", "b": b"1"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_original_files_come_in_and_go_out(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shifts = {"conv_in.delta": torch.randn(4), "down.0.to_q.delta": torch.randn(8)}
+    save_file(shifts, tmp_path / "in" / "spectral_shifts.safetensors")
+    with pytest.raises(StudioError, match="noun"):
+        library.add(tmp_path / "in" / "spectral_shifts.safetensors")
+    concept = library.add(tmp_path / "in" / "spectral_shifts.safetensors", name="old dog", noun="dog")
+    assert (concept.method, concept.subjects[0].token, concept.subjects[0].noun) == ("svdiff", "<old-dog>", "dog")
+    assert concept.base_model["fingerprint"] == "" and concept.recipe["format"] == "svdiff"
+    (tmp_path / "out").mkdir()
+    (written,) = library.export_original("old dog", tmp_path / "out")
+    back = load_file(written)
+    assert all(torch.equal(back[name], shift) for name, shift in shifts.items())
+
+
+def test_a_pickled_residual_comes_in_through_the_jail(library: Library, tmp_path: Path) -> None:
+    rows = torch.randn(1, 1024)
+    torch.save(rows, tmp_path / "residual.pt")
+    concept = library.add(tmp_path / "residual.pt", name="mug", noun="mug", base={"id": "sd-2.1", "fingerprint": "ab"})
+    assert concept.method == "residual" and concept.base_model == {"id": "sd-2.1", "fingerprint": "ab"}
+    assert torch.equal(library.load("mug").tensors["residual"], rows)
