@@ -162,6 +162,7 @@ class Residual:
         """
         from pipelines.text import TextStates
 
+        self._reached = None  # a step follows, and fused optimizers don't count as a change
         readings = self._readings(batch)
         texts = list(dict.fromkeys(prompt.text for prompt, _ in readings))
         rows = [texts.index(prompt.text) for prompt, _ in readings]

@@ -178,7 +178,8 @@ def test_each_step_shows_in_the_next_picture() -> None:
     stage = residual.stages(FAST)[0]
     with residual.attach(model, FAST, (CAT,)) as adapter:
         groups = adapter.param_groups(stage)
-        for optimizer in (torch.optim.AdamW(groups, foreach=False), torch.optim.AdamW(groups, foreach=True)):
+        kinds: list[dict[str, Any]] = [{"foreach": False}, {"foreach": True}, {"fused": True}]
+        for optimizer in (torch.optim.AdamW(groups, **kind) for kind in kinds):
             before, again = model.encode(["a <my-cat>"]).states, model.encode(["a <my-cat>"]).states
             assert torch.equal(before, again)
             sum(residual.loss(model, adapter, first_batch(model, FAST), stage).values()).backward()  # type: ignore[union-attr]
