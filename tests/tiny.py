@@ -22,7 +22,7 @@ KINDS = ("sd1", "sd2", "sd2v", "sdxl")
 WORDS = (
     "a an the of on in at and photo picture painting cat dog robot car ball cup tree house fish star cube cone toy "
     "red blue green snow grass sand beach street simple background sks hta my with blurry under"
-).split()  # everything else takes several tokens ("mushroom", "teapot" ...)
+).split()  # noqa: SIM905 - everything else takes several tokens ("mushroom", "teapot" ...)
 _END = "</w>"
 
 
