@@ -64,6 +64,7 @@ _WHERE = {
     "delete_result": "gallery",
     "zip_results": "gallery",
     "check_id": "files",
+    "prune": "joblog",
 }
 
 __all__ = sorted(_WHERE)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import intake
 from pipelines.concept import Concept, Trained
 from pipelines.errors import StudioError
-from pipelines.files import clean_name, printable, tensor_bytes
+from pipelines.files import clean_name, megabytes, printable, tensor_bytes
 
 if TYPE_CHECKING:
     from pipelines.events import Picture
@@ -71,9 +71,15 @@ def pack(trained: Trained, preview: bytes = b"", log: bytes = b"") -> dict[str, 
 
 def record(concept: Concept, files: Mapping[str, Mapping[str, Any]], version: int) -> dict[str, Any]:
     """concept.json as data; StudioError when the concept breaks the schema, so that what is written can be read."""
+    for name, item in files.items():
+        if item["bytes"] > LIMITS[name]:
+            raise StudioError(
+                f"{name} has {megabytes(item['bytes'])}, more than {megabytes(LIMITS[name])} can be kept."
+            )
     data = json.loads(json.dumps(concept.to_json(), allow_nan=False))
-    check_concept(data)
-    return data | {"version": version, "files": {name: dict(item) for name, item in files.items()}}
+    data |= {"version": version, "files": {name: dict(item) for name, item in files.items()}}
+    check_record(data)
+    return data
 
 
 def manifest(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:

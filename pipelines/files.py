@@ -101,7 +101,8 @@ def publish_folder(target: Path) -> Iterator[Path]:
     On an exception it is removed and `target` never exists. FileExistsError when `target` is already there.
     """
     staging = target.parent / f".{secrets.token_hex(8)}{TEMPORARY}"
-    staging.mkdir()
+    with spare_disk(target, 0):
+        staging.mkdir()
     try:
         yield staging
         sync_folder(staging)
@@ -172,10 +173,10 @@ def lock(path: str | Path, timeout: float = 30.0) -> Iterator[None]:
 
 
 def is_locked(path: str | Path) -> bool:
-    """Whether somebody holds `lock(path)` now. A missing file is not locked."""
+    """Whether somebody holds `lock(path)` now. A missing file is not locked. Asking disturbs nobody who asks, too."""
     try:
         with open(path, "r+b") as file:
-            free = _try_lock(file)
+            free = _try_lock(file, shared=True)
             if free:
                 _unlock(file)
             return not free
@@ -237,10 +238,10 @@ def _open_new(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def _try_lock(file: IO[bytes], shared: bool = False) -> bool:
     try:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         else:
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

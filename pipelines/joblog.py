@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import logging
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,8 @@ State = Literal["queued", "running", "done", "failed", "stopped", "interrupted"]
 RECORD_NAME = "job.json"
 RUN_LOCK = ".lock"  # held in a run's folder by whoever trains there without a runner (the command line)
 _RUNNER = ".runner-"
+_YOUNG = 60.0  # seconds
+_KEPT = 100  # records of jobs other than trainings
 logger = logging.getLogger(__name__)
 
 
@@ -72,12 +76,21 @@ def history(workspace: Workspace) -> list[JobRecord]:
     return sorted(records, key=lambda record: record.created, reverse=True)
 
 
+def prune(workspace: Workspace) -> None:
+    """Delete the records of old jobs that are over, but never those of trainings, which can be taken up again."""
+    over = [record for record in history(workspace) if record.state in ("done", "failed", "stopped", "interrupted")]
+    for record in [record for record in over if record.kind != "train"][_KEPT:]:
+        shutil.rmtree(record.folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def living(workspace: Workspace) -> Iterator[str]:
     """The name of a new runner, known to other processes as alive until the block ends or the process dies."""
     for old in workspace.runs.glob(f"{_RUNNER}*.lock"):
-        if not files.is_locked(old):
-            old.unlink(missing_ok=True)  # names are never used twice, so nobody can be about to lock it
+        with contextlib.suppress(FileNotFoundError):  # another process cleans up, too
+            young = time.time() - old.stat().st_mtime < _YOUNG  # its owner may be about to lock it
+            if not young and not files.is_locked(old):
+                old.unlink()
     name = secrets.token_hex(8)
     path = _runner_lock(workspace.runs, name)
     with files.lock(path):

@@ -30,10 +30,13 @@ from pipelines import (
     history,
     living,
     new_id,
+    prune,
+    write_atomic,
     write_record,
 )
 from studio.job import Job, Work
 
+TRACE = "error.txt"
 _REMEMBERED = 30  # finished jobs kept in memory; older ones are found through history()
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class JobRunner:
         self._closing = False
         self._stack = contextlib.ExitStack()
         self._name = self._stack.enter_context(living(workspace))
+        prune(workspace)
         self._thread = threading.Thread(target=self._serve, name="attune-worker", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -156,10 +160,17 @@ class JobRunner:
         except StudioError as problem:
             state, error = "failed", str(problem)
         except Exception as problem:  # the one place where a bug is caught: it must not take the worker with it
-            state, error = "failed", f"This is a bug in Attune ({type(problem).__name__}). Its details are in the job."
-            job.is_bug, job.trace = True, traceback.format_exc()
-            logger.error("The job '%s' failed\n%s", job.title, job.trace)
+            state, error = "failed", _bug(job, problem)
         job.become(state=state, error=error, ended=time.time())
+
+
+def _bug(job: Job, problem: Exception) -> str:
+    """Keep the traceback, in memory and on disk; the sentence to show."""
+    job.is_bug, job.trace = True, traceback.format_exc()
+    logger.error("The job '%s' failed\n%s", job.title, job.trace)
+    with contextlib.suppress(OSError, StudioError):
+        write_atomic(job.record.folder / TRACE, job.trace.encode("utf-8", "replace"))
+    return f"This is a bug in Attune ({type(problem).__name__}). Its details are in runs/{job.id}/{TRACE}."
 
 
 def _work_off(job: Job) -> str:

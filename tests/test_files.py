@@ -142,6 +142,8 @@ def test_a_lock_keeps_threads_and_processes_apart(tmp_path: Path) -> None:
         with pytest.raises(StudioError, match="busy"), files.lock(path, timeout=0.1):
             pass
     assert not files.is_locked(path) and not files.is_locked(tmp_path / "none")
+    with open(path, "r+b") as asking:
+        assert files._try_lock(asking, shared=True) and not files.is_locked(path)
     inside, most = [0], [0]
 
     def work() -> None:

@@ -136,6 +136,7 @@ def test_errors_are_told_apart_and_the_worker_lives_on(runner: JobRunner) -> Non
     last = runner.submit("y", steps(1))
     assert last.wait(10) and last.state == "done"
     assert bug.state == "failed" and bug.is_bug and "ZeroDivisionError: oh" in bug.trace and "bug" in bug.error
+    assert "ZeroDivisionError: oh" in (bug.record.folder / "error.txt").read_text()
     assert user.state == "failed" and not user.is_bug and user.error == "No photos. Add some." and user.trace == ""
     assert start.state == "failed" and start.is_bug
 
@@ -250,6 +251,9 @@ def test_a_killed_process_leaves_an_interrupted_run(tmp_path: Path) -> None:
     states = {record.title: record.state for record in history(Workspace(tmp_path))}
     assert states == {"endless": "interrupted", "waits": "interrupted"}
     JobRunner(Workspace(tmp_path)).close()
+    (left,) = tmp_path.glob("runs/.runner-*")  # too young to be sure that nobody is about to lock it
+    os.utime(left, (0, 0))
+    JobRunner(Workspace(tmp_path)).close()
     assert not list(tmp_path.glob("runs/.runner-*"))
 
 
@@ -263,6 +267,18 @@ def test_runs_without_a_runner_are_found_too(tmp_path: Path) -> None:
     with lock(space.runs / "a" / RUN_LOCK):
         assert {r.id: r.state for r in history(space)} == {"a": "running", "b": "done"}
     assert {r.id: r.state for r in history(space)} == {"a": "interrupted", "b": "done"}
+
+
+def test_old_records_go_but_trainings_stay(tmp_path: Path) -> None:
+    runner = JobRunner(Workspace(tmp_path))
+    runs = [runner.submit(f"t{i}", steps(1), kind="train") for i in range(3)]
+    jobs = [runner.submit(f"j{i}", lambda: iter([Finished(None)]), record=False) for i in range(110)]
+    assert all(job.wait(20) for job in (*runs, *jobs)) and len(runner.jobs()) < 120
+    runner.close()
+    again = JobRunner(Workspace(tmp_path))
+    titles = [record.title for record in again.history()]
+    again.close()
+    assert len(titles) == 103 and {"t0", "t1", "t2", "j109"} <= set(titles) and "j0" not in titles
 
 
 def test_memory_stays_bounded() -> None:

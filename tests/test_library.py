@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 
 from pipelines.concept import Trained
+from pipelines.concept_folder import record
 from pipelines.errors import StudioError
 from pipelines.events import Finished, Note, Preview, Progress
 from pipelines.library import Library, check_base
@@ -157,6 +158,11 @@ def test_a_concept_that_could_not_be_read_again_is_not_written(library: Library)
         with pytest.raises(StudioError):
             library.save(Trained(concept, trained().tensors))
     assert library.concepts() == []
+
+
+def test_what_is_too_large_to_be_read_is_not_written() -> None:
+    with pytest.raises(StudioError, match="weights.safetensors has 5,000.0 MB"):
+        record(trained().concept, {"weights.safetensors": {"bytes": 5 * 10**9, "sha256": ""}}, 1)
 
 
 def test_every_flipped_bit_is_found(library: Library) -> None:
