@@ -20,7 +20,8 @@ def build_ui(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="Attune", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as blocks:
         page = Page(gr.State(""))
         top.build(studio, page)
-        with gr.Tabs(elem_id="tabs") as page.tabs:
+        with gr.Tabs(elem_id="tabs") as tabs:
+            page.tabs.append(tabs)
             for tab in (train, generate, attention, library):
                 with gr.Tab(tab.TITLE, id=tab.ID, elem_id=f"tab-{tab.ID}"):
                     tab.build(studio, page)

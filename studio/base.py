@@ -56,7 +56,7 @@ class Base:
 
     def change(self, where: str, last: bool = True) -> Iterator[Event]:
         """Load another base; the present one stays when that fails. As a job of its own it is the `last` thing."""
-        where = where.strip()
+        where = (where or "").strip()
         if not where:
             raise StudioError("No base is named. Type 'toybox', a Hub id, a folder or a .safetensors file.")
         if where != self.where or self.model is None:

@@ -31,8 +31,10 @@ class Page:
     """Handed to every tab beside the Studio."""
 
     result: gr.State  # id of the result the Attention tab shows
-    tabs: gr.Tabs | None = None
+    tabs: list[gr.Tabs] = field(default_factory=list)  # the one there is, once it is made
     watches: list[Watch] = field(default_factory=list)
+
+    opened: list[Callable[[], None]] = field(default_factory=list)  # called when a page is opened or reloaded
 
     def watch(self, watch: Watch) -> None:
         """Keep its outputs up to date on every open page, from its first moment on."""
@@ -45,12 +47,18 @@ def keep_watching(blocks: gr.Blocks, page: Page) -> None:
     inputs = [component for watch in page.watches for component in watch.inputs]
     outputs = [component for watch in page.watches for component in watch.outputs]
 
+    def open_page(*values: Any) -> list[Any]:
+        with reported():
+            for call in page.opened:
+                call()
+            return _look(page.watches, {}, list(values))
+
     def look(before: dict[int, Hashable], *values: Any) -> list[Any]:
         with reported():
             return _look(page.watches, before, list(values))
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    blocks.load(look, [seen, *inputs], [seen, *outputs], **quiet)
+    blocks.load(open_page, inputs, [seen, *outputs], **quiet)
     gr.Timer(EVERY).tick(look, [seen, *inputs], [seen, *outputs], trigger_mode="once", **quiet)
 
 

@@ -15,6 +15,7 @@ from studio.datasets import Datasets
 from studio.jobs import Job, JobRunner
 from studio.render import View, fold
 
+PASSING = ("warm", "base", "generate")  # kinds of jobs whose record is of no use after a restart
 EXAMPLE = Path(__file__).parent.parent / "assets" / "example"
 
 
@@ -29,16 +30,25 @@ class _Watched:
 class Studio:
     """The base, the library, the jobs and the workspace, and what may be shown of them."""
 
-    def __init__(self, workspace: Workspace, base: str = "toybox", example: Path = EXAMPLE) -> None:
+    def __init__(
+        self, workspace: Workspace, base: str = "toybox", example: Path = EXAMPLE, example_base: str = "toybox"
+    ) -> None:
         self.workspace = workspace
         self.library = Library(workspace)
         self.jobs = JobRunner(workspace)
         self.base = Base(base)
         self.datasets = Datasets(workspace)
-        self.example = example
+        self.example, self.example_base = example, example_base
         self._views: dict[str, _Watched] = {}
         self._lock = threading.Lock()
+        self.tidy()
         self._copies = Path(tempfile.mkdtemp(prefix="attune-shown-"))
+
+    def tidy(self) -> None:
+        """Forget the logs of earlier jobs that leave nothing to go on with: their pictures are results by now."""
+        for record in self.jobs.history():
+            if record.kind in PASSING and record.state not in ("queued", "running"):
+                shutil.rmtree(record.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Stop the running job cleanly and remove the copies that were shown."""

@@ -10,6 +10,6 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && !event.defaultPrevented) {
     const open = document.querySelector("[role=listbox], .preview, dialog[open]");
     const writing = event.target instanceof Element && event.target.matches("input[role=listbox], select");
-    if (!open && !writing) press("#jobs .job.running button.stop");
+    if (!open && !writing) press("#jobs .job.running button.halt");
   }
 });

@@ -54,6 +54,10 @@ def theme() -> gr.themes.Base:
         button_secondary_border_color_dark="*border_color_primary",
         input_shadow="none",
         input_border_width="1px",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_700",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_600",
         checkbox_label_shadow="none",
     )
 

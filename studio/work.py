@@ -79,10 +79,25 @@ def resume_training(studio: Studio, run: str) -> Job:
     raise StudioError("This run is not waiting to be resumed any more. Reload the page.")
 
 
+def waiting(ahead: int) -> str:
+    """A word about the jobs that come first."""
+    return f" {ahead} {'job is' if ahead == 1 else 'jobs are'} ahead of it." if ahead else ""
+
+
 def start_change_of_base(studio: Studio, where: str) -> Job:
     """Queue the loading of another base."""
     title = "Toybox" if where == "toybox" else where
     return studio.jobs.submit(f"Load {title}"[:80], lambda: studio.base.change(where), kind="base")
+
+
+def start_warming(studio: Studio) -> None:
+    """Load the base when the first page opens, so that words can be split and the first job starts at once."""
+    if studio.base.model is None and not studio.base.error and not studio.jobs.active():
+
+        def work() -> Iterator[Event]:
+            yield from studio.base.ready()
+
+        studio.jobs.submit(f"Load {studio.base.title}"[:80], work, kind="warm", record=False)
 
 
 def start_pictures(studio: Studio, request: Any, concepts: list[tuple[str, float]], words: tuple[str, ...]) -> Job:
@@ -95,4 +110,4 @@ def start_pictures(studio: Studio, request: Any, concepts: list[tuple[str, float
         trained = [(studio.library.load(name), strength) for name, strength in concepts]
         yield from make_pictures(studio.workspace, model, request, trained, attention=words)
 
-    return studio.jobs.submit(f"Picture: {request.prompt}"[:80], work, kind="generate")
+    return studio.jobs.submit(f"Paint “{request.prompt[:70]}”", work, kind="generate")

@@ -71,7 +71,7 @@ def _chip(chip: Chip, watched: bool) -> str:
     inner = "<i></i>".join(escape(piece) for piece in chip.pieces) or escape(chip.word)
     if not re.search(r"\w", chip.word):
         return f'<span class="chip mark">{inner}</span>'
-    names = ["chip", *(["watched"] if watched else []), *(["concept"] if chip.concept else [])]
+    names = ["chip", *(["watched"] if watched else []), *(["named"] if chip.concept else [])]
     names += [] if chip.kept else ["lost"]
     return (
         f'<button type="button" class="{" ".join(names)}" data-word="{escape(chip.word, quote=True)}" '

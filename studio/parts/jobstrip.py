@@ -10,7 +10,7 @@ import gradio as gr
 
 _REPORT = """
 element.addEventListener('click', (event) => {
-  const button = event.target.closest('button.stop');
+  const button = event.target.closest('button.halt');
   if (button) { button.disabled = true; trigger('stop', {id: button.dataset.id}); }
 });
 const title = document.title;
@@ -32,6 +32,7 @@ class JobLine:
     detail: str = ""  # "step 40 of 140 · 20 s left"
     place: int = 0
     stopping: bool = False
+    stop: str = "Stop"  # what the button of a running job says
 
 
 def jobstrip(elem_id: str) -> gr.HTML:
@@ -47,11 +48,11 @@ def jobs_markup(lines: Sequence[JobLine]) -> str:
 def _line(line: JobLine) -> str:
     percent = f"{100 * line.share:.0f}%"
     detail = line.detail if line.running else f"waiting, number {line.place} in the queue"
-    word = "Stopping…" if line.stopping else ("Stop and keep" if line.running else "Remove")
+    word = "Stopping…" if line.stopping else (line.stop if line.running else "Remove")
     return (
         f'<div class="job {"running" if line.running else "waiting"}" data-short="{percent}">'
         f"<b>{escape(line.title)}</b><span>{escape(detail)}</span>"
         f'<div class="bar" role="progressbar" aria-valuenow="{percent[:-1]}"><i style="width:{percent}"></i></div>'
-        f'<button type="button" class="stop" data-id="{escape(line.id, quote=True)}"'
+        f'<button type="button" class="halt" data-id="{escape(line.id, quote=True)}"'
         f"{' disabled' if line.stopping else ''}>{word}</button></div>"
     )

@@ -17,7 +17,7 @@ from studio.parts.live import generate_markup
 from studio.parts.message import answering, done
 from studio.session import Studio
 from studio.tabs import history
-from studio.work import start_pictures
+from studio.work import start_pictures, waiting
 
 TITLE = "Generate"
 ID = "generate"
@@ -68,9 +68,14 @@ def build(studio: Studio, page: Page) -> None:
     @answering(1)
     def generate(*given: Any) -> tuple[Any, str]:
         request, concepts, words = _read(studio, given)
-        job = start_pictures(studio, request, concepts, words)
-        place = f" It is number {job.place} in the queue." if job.place else ""
-        return gr.skip(), done(f"Painting with seed {', '.join(map(str, request.seeds))}.{place}")
+        ahead = len(studio.jobs.active())
+        start_pictures(studio, request, concepts, words)
+        seeds = (
+            f"Seed {request.seeds[0]}"
+            if len(request.seeds) == 1
+            else f"Seeds {request.seeds[0]} to {request.seeds[-1]}"
+        )
+        return gr.skip(), done(f"{seeds}.{waiting(ahead)}")
 
     button.click(generate, controls.all(), [button, message], api_visibility="private")
 
@@ -111,7 +116,7 @@ def _controls(studio: Studio, page: Page) -> Controls:
     controls = Controls(
         prompt, negative, concepts, strengths, seed, count, steps, guidance, scheduler, width, height, words
     )
-    _wire_chips(studio, controls, shown)
+    _wire_chips(studio, page, controls, shown)
     _wire_concepts(studio, page, controls)
     return controls
 
@@ -155,18 +160,19 @@ def _filled(studio: Studio, recipe: dict[str, Any]) -> list[Any]:
     return [*updates, list(recipe.get("attention", [])), *strengths]
 
 
-def _wire_chips(studio: Studio, controls: Controls, shown: gr.HTML) -> None:
+def _wire_chips(studio: Studio, page: Page, controls: Controls, shown: gr.HTML) -> None:
     def redraw(prompt: str, watched: list[str]) -> str:
-        return chips_markup(split(prompt, studio.base.tokenizer), watched)
+        return chips_markup(split(prompt or "", studio.base.tokenizer), watched)
 
     def toggle(prompt: str, watched: list[str], event: gr.EventData) -> tuple[list[str], str]:
         word = picked(event)
-        if word in {chip.word for chip in split(prompt, studio.base.tokenizer)}:
+        if word in {chip.word for chip in split(prompt or "", studio.base.tokenizer)}:
             watched = [each for each in watched if each != word] if word in watched else [*watched, word]
         return watched, redraw(prompt, watched)
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     inputs = [controls.prompt, controls.words]
+    page.watch(Watch([shown], lambda *_: studio.base.fingerprint, lambda *given: [redraw(*given)], inputs))
     controls.prompt.change(redraw, inputs, shown, trigger_mode="always_last", **quiet)
     controls.words.change(redraw, inputs, shown, **quiet)
     shown.pick(toggle, inputs, [controls.words, shown], **quiet)
@@ -180,7 +186,7 @@ def _wire_concepts(studio: Studio, page: Page, controls: Controls) -> None:
             else gr.update(visible=False)
             for number in range(MOST_CONCEPTS)
         ]
-        return [_with_tokens(studio, prompt, names), *sliders]
+        return [_with_tokens(studio, prompt or "", names), *sliders]
 
     controls.concepts.change(
         strengths_for, [controls.concepts, controls.prompt], [controls.prompt, *controls.strengths],
@@ -218,11 +224,12 @@ def _with_tokens(studio: Studio, prompt: str, names: list[str]) -> str:
 def _read(studio: Studio, given: tuple[Any, ...]) -> tuple[Request, list[tuple[str, float]], tuple[str, ...]]:
     """What the controls ask for; StudioError in words where it can't be."""
     prompt, negative, names, seed, count, steps, guidance, scheduler, width, height, words, *strengths = given
-    if not prompt.strip():
+    prompt = (prompt or "").strip()  # an untouched field holds None
+    if not prompt:
         raise StudioError("The prompt is empty. Write what the picture should show.")
     request = Request(
-        prompt=prompt.strip(),
-        negative=negative.strip() or None,
+        prompt=prompt,
+        negative=(negative or "").strip() or None,
         seeds=_seeds(seed, int(count)),
         steps=int(steps),
         guidance=float(guidance),

@@ -109,7 +109,7 @@ def _wire_use(studio: Studio, page: Page, details: _Details, outputs: list[Any],
     details.settings.click(use, details.chosen, [*outputs, details.message], **QUIET)
     download(details.zip, "result-download", pack, [details.chosen], details.message)
     details.attention.click(
-        lambda chosen: (chosen, gr.update(selected="attention")), details.chosen, [page.result, page.tabs],
+        lambda chosen: (chosen, gr.update(selected="attention")), details.chosen, [page.result, *page.tabs],
         queue=False, **QUIET,
     )  # fmt: skip
 

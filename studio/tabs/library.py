@@ -85,7 +85,7 @@ def _details() -> _Details:
 def _wire(studio: Studio, details: _Details) -> None:
     @answering(4)
     def rename(chosen: str, name: str) -> list[Any]:
-        concept = studio.library.rename(_entry(studio, chosen).id, name)
+        concept = studio.library.rename(_entry(studio, chosen).id, name or "")
         return [*_shown(studio, chosen), done(f"It is called {concept.name} now.")]
 
     @answering(6)
@@ -129,7 +129,7 @@ def _import(studio: Studio) -> None:
     @answering(0)
     def take(file: str, noun: str, name: str, mine: bool) -> tuple[str]:
         base = studio.base.identity() if mine else None
-        concept = studio.library.add(Path(file), name=name.strip(), noun=noun.strip(), base=base)
+        concept = studio.library.add(Path(file), name=(name or "").strip(), noun=(noun or "").strip(), base=base)
         tokens = " ".join(subject.token for subject in concept.subjects)
         return (done(f"{concept.name} is in the library. Write {tokens} in a prompt."),)
 

@@ -33,7 +33,7 @@ HOW = (
 
 def build(studio: Studio, page: Page) -> gr.Dropdown:
     """Gives the dropdown that says which photos to train on."""
-    with gr.Column(elem_id="welcome", visible=_has_example(studio)):
+    with gr.Column(elem_id="welcome", visible=_has_example(studio)) as welcome:
         gr.HTML(_welcome(studio), elem_id="welcome-text", apply_default_css=False)
         example = gr.Button("Train the example (about a minute)", variant="primary", elem_id="example-button")
         said = gr.HTML("", elem_id="example-message")
@@ -61,6 +61,13 @@ def build(studio: Studio, page: Page) -> gr.Dropdown:
             [chosen],
         )
     )
+    page.watch(
+        Watch(
+            [welcome],
+            lambda: not studio.library_sign(),
+            lambda: [gr.update(visible=_has_example(studio) and not studio.library_sign())],
+        )
+    )
     _wire_example(studio, example, said)
     _wire_upload(studio, upload, chosen, message)
     _wire_edit(studio, chosen, shown, edit, photo, caption, save, remove, message)
@@ -75,7 +82,9 @@ def _wire_example(studio: Studio, button: gr.Button, said: gr.HTML) -> None:
         names = [about["name"], *(f"{about['name']}-{number}" for number in range(2, 1000))]
         params = load_preset(about["method"], None, "toybox")
         name = next(name for name in names if name not in taken)
-        wish = Training(EXAMPLE, about["noun"], name, about["method"], params.model_dump(mode="json"))
+        wish = Training(
+            EXAMPLE, about["noun"], name, about["method"], params.model_dump(mode="json"), base=studio.example_base
+        )
         start_training(studio, wish)
         return (done(f"Training <{name}> from the example photos. Watch it learn on the right."),)
 
@@ -112,7 +121,7 @@ def _wire_edit(
 
     @answering(1)
     def write(dataset: str, name: str, text: str) -> tuple[Any, str]:
-        studio.datasets.caption(dataset, name, text)
+        studio.datasets.caption(dataset, name, text or "")
         return closed, done(f"The caption of {name} is saved.")
 
     @answering(1)

@@ -14,7 +14,7 @@ from studio.parts.jobstrip import JobLine, jobs_markup, jobstrip
 from studio.parts.live import ending, progress_text
 from studio.parts.message import answering, done
 from studio.session import Studio
-from studio.work import start_change_of_base
+from studio.work import start_change_of_base, start_warming, waiting
 
 BRAND = "<h1><i></i>Attune</h1><p>Teach a base model your own things, and watch where it looks.</p>"
 ABOUT_BASES = (
@@ -43,7 +43,8 @@ def build(studio: Studio, page: Page) -> None:
 
     @answering(0)
     def change(where: str) -> tuple[str]:
-        return (done(f"{start_change_of_base(studio, where).title}: in the queue."),)
+        ahead = len(studio.jobs.active())
+        return (done(f"{start_change_of_base(studio, where).title} …{waiting(ahead)}"),)
 
     load.click(change, where, [message], api_visibility="private")
     where.submit(change, where, [message], api_visibility="private")
@@ -52,6 +53,7 @@ def build(studio: Studio, page: Page) -> None:
         studio.jobs.cancel(picked(event))
 
     strip.stop(stop, None, None, queue=False, api_visibility="private", show_progress="hidden")
+    page.opened.append(lambda: start_warming(studio))
     page.watch(Watch([strip], lambda: _jobs_sign(studio), lambda: [_jobs(studio)]))
     page.watch(Watch([line], lambda: _base_sign(studio), lambda: [_base(studio)]))
     page.watch(Watch([toast, before], lambda _: _over(studio), lambda seen: _toast(studio, seen), [before]))
@@ -76,6 +78,7 @@ def _line(studio: Studio, job: Job) -> JobLine:
         detail=progress_text(job, view),
         place=job.place,
         stopping=job.stopping,
+        stop="Stop and keep" if job.kind in ("train", "generate") else "Stop",
     )
 
 
@@ -100,7 +103,8 @@ def _toast(studio: Studio, seen: list[str]) -> list[Any]:
     over = [job for job in studio.jobs.jobs() if job.over]
     fresh = [job for job in over if job.id not in seen] if seen else []
     ids = [*(job.id for job in over), "opened"]
-    if not fresh or fresh[-1].kind == "warm":
+    fresh = [job for job in fresh if job.kind != "warm"]
+    if not fresh:
         return [gr.skip(), ids]
     job = fresh[-1]
     failed = " failed" if job.state == "failed" else ""

@@ -16,7 +16,7 @@ from studio.parts.message import answering, done
 from studio.parts.runs import runs, runs_markup
 from studio.session import Studio
 from studio.tabs import photos
-from studio.work import Training, resume_training, start_training
+from studio.work import EXAMPLE, Training, resume_training, start_training, waiting
 
 TITLE = "Train"
 ID = "train"
@@ -38,7 +38,7 @@ def build(studio: Studio, page: Page) -> None:
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=6, min_width=330):
             chosen = photos.build(studio, page)
-            asked = _what_and_how(chosen)
+            asked = _what_and_how(studio, chosen)
             message = gr.HTML("", elem_id="train-message", render=False)
             _form(studio, asked, message)
             message.render()
@@ -56,14 +56,21 @@ def build(studio: Studio, page: Page) -> None:
     unfinished.pick(resume, None, [message], api_visibility="private")
 
 
-def _what_and_how(chosen: gr.Dropdown) -> _Asked:
+def _what_and_how(studio: Studio, chosen: gr.Dropdown) -> _Asked:
+    about = photos.example_about(studio) if chosen.value == EXAMPLE else {"noun": "", "name": ""}
     with gr.Row():
         noun = gr.Textbox(
-            label="What is it?", placeholder="cat", info="The ordinary word for it", elem_id="train-noun", min_width=140
-        )
+            about["noun"], label="What is it?", placeholder="cat", info="The ordinary word for it",
+            elem_id="train-noun", min_width=140,
+        )  # fmt: skip
         name = gr.Textbox(
-            label="Call it", placeholder="my-cat", info="You will write <my-cat>", elem_id="train-name", min_width=140
-        )
+            about["name"], label="Call it", placeholder="my-cat", info="You will write <my-cat>",
+            elem_id="train-name", min_width=140,
+        )  # fmt: skip
+    chosen.change(
+        lambda photos, noun, name: _cleared(about, photos, noun, name), [chosen, noun, name], [noun, name],
+        queue=False, show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
     methods = [(get_method(each).title, each) for each in method_names()]
     first = methods[0][1] if methods else None
     method = gr.Radio(methods, value=_preferred(methods), label="Method", elem_id="train-method")
@@ -76,6 +83,12 @@ def _what_and_how(chosen: gr.Dropdown) -> _Asked:
 
     method.change(presets_for, method, preset, queue=False, api_visibility="private")
     return _Asked(chosen, noun, name, method, preset)
+
+
+def _cleared(about: dict[str, str], photos: str, noun: str, name: str) -> list[Any]:
+    """The example's words are not those of somebody's own photos."""
+    untouched = bool(about["noun"]) and (noun, name) == (about["noun"], about["name"])
+    return ["", ""] if untouched and photos != EXAMPLE else [gr.skip(), gr.skip()]
 
 
 def _preferred(methods: list[tuple[str, str]]) -> str | None:
@@ -122,7 +135,9 @@ def _form(studio: Studio, asked: _Asked, message: gr.HTML) -> None:
                 seed=int(seed or 0),
                 base=studio.base.where,
             )
-            return (done(f"{start_training(studio, wish).title}: in the queue."),)
+            ahead = len(studio.jobs.active())
+            start_training(studio, wish)
+            return (done(f"{wish.name} is being trained.{waiting(ahead)}"),)
 
         asks = [asked.photos, asked.noun, asked.name, seed, *boxes.values()]
         button.click(train, asks, [message], api_visibility="private")
