@@ -68,7 +68,7 @@ def noun_maps(model: Model, one: Scene, text: str, noun: str, seed: int) -> dict
     states = model.encode([text])
     pixels = torch.from_numpy(one.image.copy()).permute(2, 0, 1)[None].to(model.device, model.dtype) / 127.5 - 1
     clean = model.vae.encode(pixels).latent_dist.mean * model.vae.config.scaling_factor
-    schedule = noise_scheduler(model)
+    schedule: Any = noise_scheduler(model)
     store = AttentionStore({noun: find_word(states.prompts[0], noun)})
     draw = torch.Generator().manual_seed(seed)
     with probe_attention(model.unet, store) as tap:

@@ -36,14 +36,16 @@ class Gate:
     aim: float
     higher: bool = True
 
+    def reached(self, value: float, bound: float) -> bool:
+        return value >= bound if self.higher else value <= bound
+
     def verdict(self, value: float) -> dict[str, Any]:
-        reached = (lambda bound: value >= bound) if self.higher else (lambda bound: value <= bound)
         return {
             "value": round(value, 4),
             "must": self.must,
             "aim": self.aim,
-            "passed": bool(reached(self.must)),
-            "aim_reached": bool(reached(self.aim)),
+            "passed": self.reached(value, self.must),
+            "aim_reached": self.reached(value, self.aim),
         }
 
 
@@ -119,7 +121,7 @@ def measure_vae_and_judge(model: Model, share: float) -> Values:
     scenes = [scene("test", seed) for seed in range(max(8, int(1000 * share)))]
     images = [one.image for one in scenes]
     rebuilt = through_vae(model, images)
-    errors = [np.mean((a.astype(float) - b) ** 2) for a, b in zip(images, rebuilt, strict=True)]
+    errors = [float(np.mean((a.astype(float) - b) ** 2)) for a, b in zip(images, rebuilt, strict=True)]
     true, vae = _accuracy(scenes, verdicts(images)), _accuracy(scenes, verdicts(rebuilt))
     values = {f"judge_{name}": value for name, value in true.items()}
     values |= {f"judge_vae_{name}_loss": true[name] - vae[name] for name in true}
@@ -138,14 +140,15 @@ def _identities(images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """(n, 64): the largest found toy's identity; zeros where nothing was found."""
 
     def size(toy: Found) -> int:
-        return (toy.box[2] - toy.box[0]) * (toy.box[3] - toy.box[1])
+        x0, y0, x1, y1 = toy.box
+        return (x1 - x0) * (y1 - y0)
 
     best = [max(verdict.toys, key=size, default=None) for verdict in verdicts(images)]
     return np.stack([toy.identity if toy else np.zeros(64, np.float32) for toy in best])
 
 
 def measure_identity(model: Model, share: float) -> Values:
-    """One photo against one photo of each of 20 unseen subjects of the same category: how often the own one is nearest."""
+    """One photo against one of each of 20 unseen subjects of its category: how often the own one is nearest."""
     hits: dict[str, list[float]] = {"judge_identity": [], "judge_identity_vae": []}
     for number, category in enumerate(CATEGORIES[: max(2, int(len(CATEGORIES) * share))]):
         toys = [subject(50_000 + 100 * number + i, category) for i in range(20)]
@@ -224,7 +227,7 @@ MEASURES: tuple[Measure, ...] = (measure_vae_and_judge, measure_identity, measur
 
 
 def gates(model: Model | None = None, share: float = 1.0) -> Iterator[Event]:
-    """Measure everything; ends with Finished({"gates": {name: verdict}, "passed", "aims"}). `share` < 1: smaller samples."""
+    """Measure everything; ends with Finished({"gates": ..., "passed", "aims"}). `share` < 1 takes smaller samples."""
     from pipelines.model import load_model
 
     model = model or load_model("toybox")

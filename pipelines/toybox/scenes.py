@@ -79,7 +79,8 @@ def draw_background(name: str, rng: np.random.Generator) -> tuple[NDArray[np.flo
     ground = far + (near - far) * ((y - horizon) / (SIZE - horizon)).clip(0, 1)
     blend = (y - horizon + 0.5).clip(0, 1)
     column = np.clip((sky * (1 - blend) + ground * blend) * (1 if name == "simple" else light), 0, 255)
-    stage: NDArray[np.float32] = np.broadcast_to(column, (SIZE, SIZE, 3)).astype(np.float32)
+    stage = np.empty((SIZE, SIZE, 3), np.float32)
+    stage[:] = column
     return stage, horizon
 
 
@@ -91,10 +92,10 @@ def _composite(canvas: NDArray[np.float32], placed: Placed, night: bool) -> NDAr
     left, top = placed.x - placed.size / 2, placed.bottom - placed.size
     move = np.array([[1, 0, left * SUPERSAMPLE], [0, 1, top * SUPERSAMPLE]], np.float32)
     big = (SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE)
-    full_cover = cv2.warpAffine(cover, move, big)
+    full_cover: Any = cv2.warpAffine(cover, move, big)
     full_color = cv2.warpAffine(colors * cover[..., None], move, big)
     small = (SIZE, SIZE)
-    alpha = cv2.resize(full_cover, small, interpolation=cv2.INTER_AREA)
+    alpha: NDArray[np.float32] = cv2.resize(full_cover, small, interpolation=cv2.INTER_AREA)
     color = cv2.resize(full_color, small, interpolation=cv2.INTER_AREA)
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
     flat = ((x - placed.x - 1) / (0.55 * placed.size)) ** 2 + ((y - placed.bottom) / (0.13 * placed.size)) ** 2
