@@ -35,8 +35,11 @@ class Address:
     inbrowser: bool = False
 
 
-def serve(address: Address, workspace: Path | None, base: str) -> None:
-    """Serve until Ctrl+C, then stop the running job cleanly. StudioError for what the person can put right."""
+def serve(address: Address, workspace: Path | None, base: str, **options: Any) -> None:
+    """Serve until Ctrl+C, then stop the running job cleanly; `options` go to the Studio.
+
+    StudioError for what the person can put right.
+    """
     prepare_environment()
     auth = credentials(address)
     port = free_port(address.host, address.port)
@@ -48,11 +51,11 @@ def serve(address: Address, workspace: Path | None, base: str) -> None:
     from studio import build_ui
     from studio.session import Studio
 
-    studio = Studio(home, base)
+    studio = Studio(home, base, **options)
     try:
         blocks = build_ui(studio)
-        options = launch_options(studio) | {"server_name": address.host, "server_port": port, "auth": auth}
-        blocks.launch(**options, inbrowser=address.inbrowser, prevent_thread_lock=True, quiet=True)
+        where = {"server_name": address.host, "server_port": port, "auth": auth, "inbrowser": address.inbrowser}
+        blocks.launch(**launch_options(studio), **where, prevent_thread_lock=True, quiet=True)
         say(f"Attune is at http://{shown_host(address.host)}:{port}   (workspace: {home.root}; Ctrl+C ends it)")
         blocks.block_thread()
     finally:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from pipelines import load_photos, load_preset
 from studio.datasets import SHOWN, photo_cards
+from studio.forms import read
 from studio.page import Page, Watch
 from studio.parts.cards import cards, cards_markup, picked
 from studio.parts.message import answering, done
@@ -50,9 +51,14 @@ def build(studio: Studio, page: Page) -> gr.Dropdown:
     message = gr.HTML("", elem_id="photos-message")
     with gr.Row(visible=False, elem_id="photo-edit") as edit:
         photo = gr.State("")
-        caption = gr.Textbox(label="Caption of this photo", placeholder="a photo of <name> on the grass", scale=4)
-        save = gr.Button("Save", size="sm", min_width=70)
-        remove = gr.Button("Remove photo", size="sm", variant="stop", min_width=110)
+        caption = gr.Textbox(
+            label="Caption of this photo",
+            placeholder="a photo of <name> on the grass",
+            scale=4,
+            elem_id="photo-caption",
+        )
+        save = gr.Button("Save", size="sm", min_width=70, elem_id="photo-save")
+        remove = gr.Button("Remove photo", size="sm", variant="stop", min_width=110, elem_id="photo-remove")
     page.watch(
         Watch(
             [chosen, shown, advice],
@@ -81,6 +87,7 @@ def _wire_example(studio: Studio, button: gr.Button, said: gr.HTML) -> None:
         taken = {concept.name for concept in studio.library.concepts()}
         names = [about["name"], *(f"{about['name']}-{number}" for number in range(2, 1000))]
         params = load_preset(about["method"], None, "toybox")
+        params = read(type(params), params.model_dump() | about["settings"])
         name = next(name for name in names if name not in taken)
         wish = Training(
             EXAMPLE, about["noun"], name, about["method"], params.model_dump(mode="json"), base=studio.example_base
@@ -135,9 +142,9 @@ def _wire_edit(
     chosen.input(lambda: closed, None, edit, queue=False, api_visibility="private")
 
 
-def example_about(studio: Studio) -> dict[str, str]:
-    """What the example shows: {"name", "noun", "method"} from its example.json."""
-    about = {"name": "my-toy", "noun": "toy", "method": "svdiff"}
+def example_about(studio: Studio) -> dict[str, Any]:
+    """What the example shows: {"name", "noun", "method", "settings" beside the preset's} from its example.json."""
+    about: dict[str, Any] = {"name": "my-toy", "noun": "toy", "method": "svdiff", "settings": {}}
     path = studio.example / "example.json"
     return about | (json.loads(path.read_text("utf-8")) if path.is_file() else {})
 

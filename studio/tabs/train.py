@@ -85,7 +85,7 @@ def _what_and_how(studio: Studio, chosen: gr.Dropdown) -> _Asked:
     return _Asked(chosen, noun, name, method, preset)
 
 
-def _cleared(about: dict[str, str], photos: str, noun: str, name: str) -> list[Any]:
+def _cleared(about: dict[str, Any], photos: str, noun: str, name: str) -> list[Any]:
     """The example's words are not those of somebody's own photos."""
     untouched = bool(about["noun"]) and (noun, name) == (about["noun"], about["name"])
     return ["", ""] if untouched and photos != EXAMPLE else [gr.skip(), gr.skip()]

@@ -1,0 +1,84 @@
+"""A browser, a tiny base, an example to train: everything local, nothing mocked."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from pipelines.toybox.photos import Shoot, shoot, write_photos
+from tests.browser.chromium import MISSING, find_chromium
+from tests.browser.server import running
+from tests.tiny import tiny_folder
+
+PATIENCE = 120_000  # ms; two busy cores
+
+
+@dataclass
+class Site:
+    """Where the studio is, and what pages complained about."""
+
+    url: str
+    port: int
+    workspace: Path
+    base: Path
+    example: Path
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, browser: Browser, **options: object) -> Page:
+        """A new page in a context of its own; console errors and foreign requests are remembered."""
+        page = browser.new_context(**options).new_page()  # type: ignore[arg-type]
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self._check(request.url))
+        page.goto(self.url)
+        page.wait_for_selector("#train-button")
+        return page
+
+    def _check(self, url: str) -> None:
+        if not url.startswith((self.url, "data:", "blob:")):
+            self.complaints.append(f"a request to {url}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    found = find_chromium()
+    if found is None:
+        pytest.fail(MISSING)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(found), args=["--no-sandbox", "--enable-unsafe-swiftshader"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def grounds(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A tiny base, five photos of one toy, an empty workspace and a free port; not served yet."""
+    folder = tmp_path_factory.mktemp("studio")
+    example = folder / "example"
+    write_photos(shoot(Shoot(seeds=(7,), count=5, category="robot")), example)
+    settings = {"steps": 60, "batch_size": 2, "sample_every": 10, "checkpoint_every": 10, "masked_loss": True}
+    about = {"name": "my-robot", "noun": "robot", "method": "svdiff", "settings": settings}
+    (example / "example.json").write_text(json.dumps(about))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    base = tiny_folder(folder / "base")
+    return Site(f"http://127.0.0.1:{port}", port, folder / "workspace", base, example)
+
+
+@pytest.fixture
+def site(grounds: Site) -> Iterator[Site]:
+    """The studio, served; at the end no page may have complained."""
+    grounds.workspace.parent.mkdir(exist_ok=True)
+    with running(grounds.workspace, grounds.base, grounds.example, grounds.port):
+        yield grounds
+    assert grounds.complaints == []

@@ -1,0 +1,251 @@
+"""A newcomer's whole way through the studio in a real browser; then the ways that go wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.conftest import PATIENCE, Site
+from tests.browser.server import running
+
+expect.set_options(timeout=PATIENCE)
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def trained_steps(page: Page) -> int:
+    return int(page.locator("#train-live .live").get_attribute("data-step") or 0)
+
+
+def wait_for_step(page: Page, step: int) -> None:
+    page.wait_for_function(
+        "step => Number(document.querySelector('#train-live .live')?.dataset.step) >= step", arg=step
+    )
+
+
+def state(page: Page, panel: str) -> str:
+    return page.locator(f"{panel} .live").get_attribute("data-state") or ""
+
+
+def wait_for_end(page: Page, panel: str, how: str = "done") -> None:
+    page.wait_for_selector(f"{panel} .live:is([data-state=done], [data-state=failed], [data-state=stopped])")
+    assert state(page, panel) == how, page.inner_text(panel)
+
+
+def generate(page: Page, prompt: str) -> None:
+    tab(page, "Generate")
+    page.fill("#prompt textarea", prompt)
+    page.wait_for_selector(f"#prompt-chips .chip >> nth={len(prompt.split()) - 1}")
+    page.press("#prompt textarea", "Control+Enter")
+
+
+def test_a_newcomers_journey(site: Site, browser: Browser) -> None:
+    page = site.open(browser)
+    page.click("#example-button")
+
+    # loss and heat map move
+    page.wait_for_selector("#train-heatmap img")
+    heat = page.get_attribute("#train-heatmap img", "src")
+    line = page.get_attribute("#train-live .plot polyline", "points")
+    page.wait_for_function("old => document.querySelector('#train-heatmap img').src !== old", arg=heat)
+    assert page.get_attribute("#train-live .plot polyline", "points") != line
+    assert "of its attention is on the subject" in page.inner_text("#train-live")
+    expect(page.locator("#jobs .job.running")).to_contain_text("Train my-robot")
+
+    # a reload in the middle, and a second browser, find the run again
+    before = trained_steps(page)
+    page.reload()
+    wait_for_step(page, before)
+    assert len((page.get_attribute("#train-live .plot polyline", "points") or "").split()) >= before - 1
+    other = site.open(browser)
+    wait_for_step(other, before)
+    other.context.close()
+    wait_for_end(page, "#train-live")
+    expect(page.locator("#toast .toast")).to_contain_text("Finished: Train my-robot")
+
+    # generate with it, watching one more word
+    tab(page, "Generate")
+    page.fill("#prompt textarea", "a photo of <my-robot> in the snow")
+    page.click("#prompt-chips [data-word=snow]")
+    expect(page.locator("#prompt-chips [data-word=snow]")).to_have_attribute("aria-pressed", "true")
+    page.click("#prompt-chips [data-word='<my-robot>']")
+    expect(page.locator("#prompt-chips [data-word='<my-robot>']")).to_have_attribute("aria-pressed", "true")
+    page.press("#prompt textarea", "Control+Enter")
+    wait_for_end(page, "#generate-live")
+    expect(page.locator("#generate-live figure.ready")).to_have_count(1)
+    page.click("#results .card >> nth=0")
+    expect(page.locator("#result-facts")).to_contain_text("my-robot at 1")
+
+    # its attention, scrubbed
+    page.click("#result-attention")
+    canvas = page.locator("#scrubber canvas")
+    expect(canvas).to_have_attribute("data-cell", "0/0")
+    mean = canvas.evaluate("canvas => canvas.toDataURL()")
+    slide(page, "step", 5)
+    expect(canvas).to_have_attribute("data-cell", "0/5")
+    slide(page, "site", 1)
+    expect(canvas).to_have_attribute("data-cell", "1/5")
+    slide(page, "head", 2)
+    expect(canvas).to_have_attribute("data-cell", "3/5")
+    assert canvas.evaluate("canvas => canvas.toDataURL()") != mean
+    page.click("#scrubber [data-word='<my-robot>']")
+    expect(page.locator("#scrubber [data-word='<my-robot>']")).to_have_attribute("aria-pressed", "true")
+    with page.expect_download() as saved:
+        page.click("#scrubber [data-part=save]")
+    assert saved.value.suggested_filename == "attention-my-robot.png"
+
+    # and the library has it
+    tab(page, "Library")
+    page.click("#library-cards .card >> nth=0")
+    expect(page.locator("#library-details")).to_contain_text("<my-robot> (robot)")
+    page.fill("#library-search input, #library-search textarea", "nothing like it")
+    expect(page.locator("#library-cards")).to_contain_text("No concept has these words")
+    page.context.close()
+
+
+def slide(page: Page, part: str, value: int) -> None:
+    page.locator(f"#scrubber [data-part={part}]").evaluate(
+        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input', {bubbles: true})); }", value
+    )
+
+
+def test_pictures_live_on_and_go(site: Site, browser: Browser, tmp_path: Path) -> None:
+    """After a restart: history, settings from a picture and from a file, zip, delete."""
+    page = site.open(browser)
+    tab(page, "Generate")
+    page.click("#results .card >> nth=0")
+    page.click("#result-settings")
+    expect(page.locator("#prompt textarea")).to_have_value("a photo of <my-robot> in the snow")
+    expect(page.locator("#seed input, #seed textarea")).to_have_value(re.compile(r"\d+"))
+    with page.expect_download() as zipped:
+        page.click("#result-zip")
+    assert zipped.value.suggested_filename.endswith(".zip")
+
+    picture = next(site.workspace.glob("results/*/0001.png"))
+    page.fill("#prompt textarea", "something else")
+    page.click("#drop button >> nth=0")
+    page.set_input_files("#drop-file input[type=file]", picture)
+    expect(page.locator("#prompt textarea")).to_have_value("a photo of <my-robot> in the snow")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    page.click("#drop-file [aria-label='Clear'], #drop-file [aria-label='Remove this file']")
+    page.set_input_files("#drop-file input[type=file]", tmp_path / "plain.png")
+    expect(page.locator("#drop-message")).to_contain_text("doesn't say how it was made")
+
+    page.click("#result-delete")
+    page.click("#result-really")
+    expect(page.locator("#results")).to_contain_text("No pictures yet")
+    assert not list(site.workspace.glob("results/*/0001.png"))
+    page.context.close()
+
+
+def test_library_undoes_and_exports(site: Site, browser: Browser, tmp_path: Path) -> None:
+    page = site.open(browser)
+    tab(page, "Library")
+    page.click("#library-cards .card >> nth=0")
+    with page.expect_download() as exported:
+        page.click("#library-export")
+    archive = tmp_path / "concept.zip"
+    exported.value.save_as(archive)
+
+    page.fill("#library-name input, #library-name textarea", "our robot")
+    page.click("#library-rename")
+    expect(page.locator("#library-cards")).to_contain_text("our robot")
+    page.click("#library-delete")
+    expect(page.locator("#library-cards")).to_contain_text("No concepts yet")
+    page.click("#library-undo")
+    expect(page.locator("#library-cards")).to_contain_text("our robot")
+
+    page.click("#library-import button >> nth=0")
+    page.set_input_files("#import-file input[type=file], input[type=file]:near(#import-file)", archive)
+    expect(page.locator("#import-message")).to_contain_text("my-robot is in the library")
+    expect(page.locator("#library-cards .card")).to_have_count(2)
+    bad = tmp_path / "bad.zip"
+    bad.write_bytes(b"PK\x03\x04 nothing")
+    page.set_input_files("#import-file input[type=file], input[type=file]:near(#import-file)", bad)
+    expect(page.locator("#import-message .problem")).to_be_visible()
+    page.context.close()
+
+
+def test_what_cannot_be_is_told_in_place(site: Site, browser: Browser, tmp_path: Path) -> None:
+    """Bad input gets its sentence and loses nothing."""
+    page = site.open(browser)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.set_input_files(
+        "#train-upload input[type=file], input[type=file]:near(#train-upload)", tmp_path / "broken.png"
+    )
+    expect(page.locator("#photos-message")).to_contain_text("broken.png")
+
+    rng = np.random.default_rng(0)
+    for name in ("one", "two", "three"):
+        Image.fromarray(rng.integers(0, 255, (80, 96, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    files = [tmp_path / f"{name}.png" for name in ("one", "two", "three")]
+    page.set_input_files("#train-upload input[type=file], input[type=file]:near(#train-upload)", files)
+    expect(page.locator("#train-gallery .card")).to_have_count(3)
+    page.click("#train-gallery .card >> nth=1")
+    page.fill("#photo-caption textarea, #photo-caption input", "a photo of <thing>")
+    page.click("#photo-save")
+    expect(page.locator("#train-gallery")).to_contain_text("a photo of <thing>")
+
+    page.click("#train-button")
+    expect(page.locator("#train-message")).to_contain_text("What is it?")
+    page.fill("#train-noun input, #train-noun textarea", "thing")
+    page.fill("#train-name input, #train-name textarea", "thing")
+    page.fill("#param-steps input", "0")
+    page.click("#train-button")
+    expect(page.locator("#train-message")).to_contain_text("steps")
+
+    tab(page, "Generate")
+    page.click("#generate-button")
+    expect(page.locator("#generate-message")).to_contain_text("The prompt is empty")
+    generate(page, "a photo of <nobody> here")
+    expect(page.locator("#generate-message")).to_contain_text("no concept <nobody>")
+    page.context.close()
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_broken_off_training_goes_on(grounds: Site, browser: Browser, how: str) -> None:
+    """Stop and keep, or a program that dies: either way the run is offered again and goes on where it was."""
+    with running(grounds.workspace, grounds.base, grounds.example, grounds.port) as process:
+        page = grounds.open(browser)
+        page.fill("#param-steps input", "400")
+        page.fill("#train-noun input, #train-noun textarea", "robot")
+        page.fill("#train-name input, #train-name textarea", f"robot-{how}")
+        page.locator("#train-advanced button").first.click()
+        page.fill("#param-checkpoint_every input", "5")
+        page.fill("#param-prior_weight input", "0")
+        page.click("#train-button")
+        wait_for_step(page, 12)
+        if how == "stopped":
+            page.keyboard.press("Escape")
+            wait_for_end(page, "#train-live", "stopped")
+        else:
+            process.kill()
+            process.wait()
+        page.context.close()
+    grounds.complaints.clear()  # a page whose server is gone complains, rightly
+    with running(grounds.workspace, grounds.base, grounds.example, grounds.port):
+        page = grounds.open(browser)
+        row = page.locator("#train-unfinished .run", has_text=f"robot-{how}")
+        row.get_by_role("button", name="Resume").click()
+        wait_for_step(page, 15)
+        expect(page.locator("#train-live")).to_contain_text("Going on after step")
+        page.locator("#jobs .job.running button.halt").click()
+        wait_for_end(page, "#train-live", "stopped")
+        page.context.close()
+    assert grounds.complaints == []
+
+
+def test_nothing_of_the_workspace_is_served(site: Site, browser: Browser) -> None:
+    page = site.open(browser)
+    secret = site.workspace / "secret.txt"
+    secret.write_text("mine")
+    for route in ("file=", "gradio_api/file=", "gradio_api/file/"):
+        assert page.request.get(f"{site.url}/{route}{secret}").status in (403, 404)
+    page.context.close()
