@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -45,7 +46,15 @@ def probe_attention(unet: nn.Module, *probes: Probe) -> Iterator[Tap]:
                 tap.sites += (site,) if site not in tap.sites else ()
         if tap.sites:
             stack.callback(unet.register_forward_pre_hook(tap.before_forward, with_kwargs=True).remove)
+            stack.callback(unet.register_forward_hook(partial(_after_forward, tap)).remove)
         yield tap
+
+
+def _after_forward(tap: Tap, *_: Any) -> None:
+    from pipelines.attention.seat import look_together
+
+    tap.running = False
+    look_together(tap)
 
 
 def find_sites(unet: Any) -> list[tuple[Site, Any]]:

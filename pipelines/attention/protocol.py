@@ -48,25 +48,27 @@ class Columns:
     """Only look: these token positions, the same for all rows, or one list (of equal length) per row; None = all keys.
 
     `tokens` is read at every call, so a training probe may replace it between steps. With `grad` off the columns are
-    cut from the graph.
+    cut from the graph and cost less: all layers are then looked at together, after the UNet's forward.
     """
 
     tokens: Sequence[int] | Sequence[Sequence[int]] | None
     grad: bool = True
     _index: tuple[Any, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def choose(self, weights: Tensor) -> Tensor:
-        """(rows, heads, queries, keys) -> (rows, heads, queries, chosen). Raises StudioError outside the keys."""
+    def choose(self, weights: Tensor, sites: int = 1) -> Tensor:
+        """(rows, heads, queries, keys) -> (rows, heads, queries, chosen), also of several sites' rows in turn.
+
+        Raises StudioError for positions outside the keys and for lists that are not one per row.
+        """
         if self.tokens is None:
             return weights
         index = self._placed(weights.shape[-1], weights.device)
         if index.ndim == 1:
             return weights.index_select(-1, index)
-        if len(index) != len(weights):
-            raise StudioError(
-                f"Token positions for {len(index)} rows, but the batch has {len(weights)}. Give one each."
-            )
-        return weights.gather(-1, index[:, None, None, :].expand(*weights.shape[:3], -1))
+        if len(index) * sites != len(weights):
+            rows = len(weights) // sites
+            raise StudioError(f"Token positions for {len(index)} rows, but the batch has {rows}. Give one list each.")
+        return weights.gather(-1, index.repeat(sites, 1)[:, None, None].expand(*weights.shape[:3], -1))
 
     def _placed(self, keys: int, device: torch.device) -> Tensor:
         """The positions as a tensor on the device; kept, because a copy to an accelerator waits for it."""
@@ -109,6 +111,9 @@ class Tap:
     def __init__(self) -> None:
         self.step = Step(index=-1)
         self.sites: tuple[Site, ...] = ()  # where somebody looks or edits, in the order they run
+        self.running = False  # inside the UNet's forward
+        self.waiting: list[Any] = []  # looks to be computed together at its end
+        self.held = 0  # bytes they keep alive
         self._told = False
 
     def at(self, step: Step) -> None:
@@ -117,6 +122,7 @@ class Tap:
 
     def before_forward(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook: note the size of the latents about to be denoised."""
+        self.running, self.waiting, self.held = True, [], 0
         sample = args[0] if args else kwargs["sample"]
         size = (int(sample.shape[-2]), int(sample.shape[-1]))
         if not self._told:

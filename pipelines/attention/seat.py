@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import (
-    Attention,
-    AttnProcessor,
-    AttnProcessor2_0,
-    FusedAttnProcessor2_0,
-    SlicedAttnProcessor,
-    XFormersAttnProcessor,
-)
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pipelines.attention.eager import PLAIN, Eager, bias, scores, split_heads
 from pipelines.attention.protocol import Columns, Edit, Probe, Site, Tap
 from pipelines.errors import StudioError
 
-# All of these compute softmax(s Q K^T) V and nothing else, so an eager layer can stand in for them.
-_PLAIN = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+HOLD = 64 * 2**20  # bytes of queries and keys that may wait to be looked at together
+TOGETHER = 8 * 2**20  # probabilities computed at a time
 
 
 @dataclass(eq=False)
@@ -35,21 +28,30 @@ class Guest:
     probe: Probe
     want: Columns | Edit
 
+    def __post_init__(self) -> None:
+        self._here, self._size = self.site, (0, 0)
+
+    @property
+    def columns(self) -> Columns:
+        """What a guest that looks wants."""
+        assert isinstance(self.want, Columns)
+        return self.want
+
     def here(self, queries: int) -> Site:
         """The site with its grid for the present latents. StudioError when it doesn't hold that many queries."""
         size = self.tap.step.size
-        site = _on(self.site, size)
-        if site.height * site.width != queries:
+        if self._size != size:
+            self._here, self._size = self.site.on(size), size
+        if self._here.height * self._here.width != queries:
             raise StudioError(
-                f"Layer '{site.name}' has {queries} queries, which latents of {size[0]}x{size[1]} don't explain. "
+                f"Layer '{self.site.name}' has {queries} queries, which latents of {size[0]}x{size[1]} don't explain. "
                 "Call the whole UNet, or leave this layer out of the probe."
             )
-        return site
+        return self._here
 
-    def show(self, weights: Tensor) -> None:
-        """Hand the chosen columns of (prompt rows, heads, queries, keys) to the probe."""
-        assert isinstance(self.want, Columns)
-        self.probe.look(self.here(weights.shape[2]), self.want.choose(weights), self.tap.step)
+    def show(self, chosen: Tensor) -> None:
+        """Hand the columns (prompt rows, heads, queries, chosen) to the probe."""
+        self.probe.look(self.here(chosen.shape[2]), chosen, self.tap.step)
 
     def change(self, logits: Tensor) -> Tensor:
         """The probe's edit of (rows, heads, queries, keys)."""
@@ -59,9 +61,55 @@ class Guest:
         return edited
 
 
-@lru_cache(maxsize=4096)
-def _on(site: Site, size: tuple[int, int]) -> Site:
-    return site.on(size)
+class Glance(NamedTuple):
+    """A look that has yet to be computed: queries, keys and mask of the prompt's rows."""
+
+    guest: Guest
+    attn: Attention
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for glances that can be computed together."""
+        mask = None if self.mask is None else self.mask.shape
+        wish = repr(self.guest.columns.tokens)
+        return self.query.shape, self.key.shape, self.attn.heads, self.attn.scale, mask, wish
+
+    @property
+    def size(self) -> int:
+        """How many probabilities it takes."""
+        return self.query.shape[0] * self.query.shape[-2] * self.key.shape[-2] * self.attn.heads
+
+
+def look_together(tap: Tap) -> None:
+    """Compute the glances that wait, layers of one shape at once: on a fast device calls cost more than arithmetic."""
+    waiting, tap.waiting, tap.held = tap.waiting, [], 0
+    alike: dict[tuple[Any, ...], list[Glance]] = {}
+    for glance in waiting:
+        alike.setdefault(glance.kind, []).append(glance)
+    with torch.no_grad():
+        for glances in alike.values():
+            count = max(1, TOGETHER // glances[0].size)
+            for first in range(0, len(glances), count):
+                _look_at(glances[first : first + count])
+
+
+def _look_at(glances: list[Glance]) -> None:
+    """Glances of one kind: their probabilities and chosen columns at once."""
+    query = _joined([glance.query for glance in glances])
+    key = _joined([glance.key for glance in glances])
+    masks = [glance.mask for glance in glances if glance.mask is not None]
+    mask = _joined(masks) if masks else None
+    weights = scores(glances[0].attn, query, key, mask).softmax(-1)
+    chosen = glances[0].guest.columns.choose(weights, len(glances))
+    for glance, seen in zip(glances, chosen.chunk(len(glances)), strict=True):
+        glance.guest.show(seen)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 class Seat:
@@ -86,7 +134,7 @@ class Seat:
     def join(self, guest: Guest) -> None:
         """StudioError, with nothing changed, when this layer can't give what the guest wants."""
         own = self._processor or self.attn.processor
-        if self.attn.added_kv_proj_dim is not None or (isinstance(guest.want, Edit) and not isinstance(own, _PLAIN)):
+        if self.attn.added_kv_proj_dim is not None or (isinstance(guest.want, Edit) and not isinstance(own, PLAIN)):
             raise StudioError(
                 f"Layer '{guest.site.name}' computes its attention with {type(own).__name__}, which can't be "
                 "followed here. Switch that extension (IP-Adapter or the like) off first."
@@ -112,7 +160,7 @@ class Seat:
         editing = any(isinstance(guest.want, Edit) for guest in self.guests)
         if editing and self._processor is None:
             self._processor = self.attn.processor
-            eager: Any = _Eager(self, isinstance(self._processor, FusedAttnProcessor2_0))
+            eager: Any = Eager(self.attend, self._fused(self._processor))
             self.attn.set_processor(eager)
         if not editing and self._processor is not None:
             self.attn.set_processor(self._processor)
@@ -124,50 +172,60 @@ class Seat:
             self._hooks.append(key.register_forward_hook(self._hear_key))
             self._hooks.append(self.attn.register_forward_hook(self._after, with_kwargs=True))
 
+    def _fused(self, processor: Any) -> bool:
+        return isinstance(processor, FusedAttnProcessor2_0)
+
     def _sources(self) -> tuple[nn.Module, nn.Module]:
-        """The modules whose outputs are the queries and the keys."""
+        """The modules whose outputs are the queries and the keys, and what comes with them where they are fused."""
         attn = self.attn
-        fused = isinstance(attn.processor, FusedAttnProcessor2_0)
-        joint = (attn.to_q, attn.to_kv) if attn.is_cross_attention and fused else None
-        query, key = joint or ((attn.to_qkv, attn.to_qkv) if fused else (attn.to_q, attn.to_k))
+        query, key = attn.to_q, attn.to_k
+        if self._fused(attn.processor):
+            query, key = (attn.to_q, attn.to_kv) if attn.is_cross_attention else (attn.to_qkv, attn.to_qkv)
         return attn.norm_q or query, attn.norm_k or key
 
     def _hear_query(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._query = output.chunk(3, -1)[0] if module is getattr(self.attn, "to_qkv", None) else output
+        self._query = output
 
     def _hear_key(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        if module is getattr(self.attn, "to_qkv", None):
-            output = output.chunk(3, -1)[1]
-        elif module is getattr(self.attn, "to_kv", None):
-            output = output.chunk(2, -1)[0]
         self._key = output
 
-    def _after(self, attn: Attention, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-        """Hook: the layer has run; compute what its guests look at from the queries and keys it used."""
+    def _heard(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the call that just ended."""
         query, key, self._query, self._key = self._query, self._key, None, None
         if query is None or key is None or self._sources() != self._listens_to:
             raise StudioError(
                 f"Layer '{self.guests[0].site.name}' was rebuilt while its attention is watched. "
                 "Attach concepts and adapters first, then open the probe."
             )
-        mask = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
-        bias = _bias(attn, mask, len(query), key.shape[-2])
-        done: dict[tuple[int, int, int, bool], Tensor] = {}
+        if self._fused(self.attn.processor):
+            parts = 2 if self.attn.is_cross_attention else 3
+            query = query if parts == 2 or self.attn.norm_q is not None else query.chunk(3, -1)[0]
+            key = key if self.attn.norm_k is not None else key.chunk(parts, -1)[parts - 2]
+        return query, key
+
+    def _after(self, attn: Attention, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        """Hook: the layer has run. Compute what its guests look at from the queries and keys it used, or note it."""
+        query, key = self._heard()
+        given = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
+        mask = bias(attn, given, len(query), key.shape[-2])
         for guest in self.guests:
-            assert isinstance(guest.want, Columns)
-            cond, grad = guest.tap.step.cond, guest.want.grad
-            rows = (*cond.indices(len(query)), grad)
-            if not len(range(*rows[:3])):
+            tap, rows = guest.tap, guest.tap.step.cond
+            glance = Glance(guest, attn, query[rows], key[rows], None if mask is None else mask[rows])
+            if not len(glance.query):
                 continue
-            if rows not in done:
-                parts = query[cond], key[cond], None if bias is None else bias[cond]
-                done[rows] = _scores(attn, *(parts if grad else _cut(parts))).softmax(-1)
-            guest.show(done[rows])
+            if tap.running and not guest.columns.grad:
+                tap.waiting.append(glance)
+                tap.held += query.nbytes + key.nbytes
+                if tap.held > HOLD:
+                    look_together(tap)
+            else:
+                with nullcontext() if guest.columns.grad else torch.no_grad():
+                    _look_at([glance])
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(edit(s Q K^T + mask)) V: (rows, queries, width); edits in the order the probes came, then looks."""
         attn = self.attn
-        weights = _scores(attn, query, key, _bias(attn, mask, len(query), key.shape[-2]))
+        weights = scores(attn, query, key, bias(attn, mask, len(query), key.shape[-2]))
         for guest in self.guests:
             if isinstance(guest.want, Edit):
                 weights = guest.change(weights)
@@ -176,88 +234,5 @@ class Seat:
             if isinstance(guest.want, Columns):
                 seen = weights[guest.tap.step.cond]
                 if len(seen):
-                    guest.show(seen if guest.want.grad else seen.detach())
-        return (weights.to(value.dtype) @ _heads(value, attn.heads)).transpose(1, 2).flatten(2)
-
-
-class _Eager:
-    """Stands in for a plain processor at an edited layer, around the layer's own submodules."""
-
-    def __init__(self, seat: Seat, fused: bool) -> None:
-        self.seat = seat
-        self.fused = fused
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        residual, shape = hidden_states, hidden_states.shape
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        if len(shape) == 4:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        query, key, value = self._project(attn, hidden_states, encoder_hidden_states)
-        hidden_states = self.seat.attend(query, key, value, attention_mask)
-        for layer in attn.to_out:
-            hidden_states = layer(hidden_states)
-        if len(shape) == 4:
-            hidden_states = hidden_states.transpose(1, 2).reshape(shape)
-        if attn.residual_connection:
-            hidden_states = hidden_states + residual
-        return hidden_states / attn.rescale_output_factor
-
-    def _project(self, attn: Attention, states: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (normed ones with their heads apart), keys and values."""
-        if context is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        if not self.fused:
-            context = states if context is None else context
-            query, key, value = attn.to_q(states), attn.to_k(context), attn.to_v(context)
-        elif context is None:
-            query, key, value = attn.to_qkv(states).chunk(3, -1)
-        else:
-            query, (key, value) = attn.to_q(states), attn.to_kv(context).chunk(2, -1)
-        if attn.norm_q is not None:
-            query = attn.norm_q(_heads(query, attn.heads))
-        if attn.norm_k is not None:
-            key = attn.norm_k(_heads(key, attn.heads))
-        return query, key, value
-
-
-def _heads(tensor: Tensor, heads: int) -> Tensor:
-    """(rows, n, heads * d) -> (rows, heads, n, d); what has its heads apart already is given back."""
-    if tensor.ndim == 4:
-        return tensor
-    rows, length, width = tensor.shape
-    return tensor.view(rows, length, heads, width // heads).transpose(1, 2)
-
-
-def _scores(attn: Attention, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """s Q K^T + bias, (rows, heads, queries, keys), in fp32 also under autocast: fp16 overflows here in SD 2."""
-    with _full_precision(query.device.type):
-        key = _heads(key, attn.heads).float() * attn.scale
-        scores = _heads(query, attn.heads).float() @ key.transpose(-1, -2)
-        return scores if bias is None else scores + bias
-
-
-def _bias(attn: Attention, mask: Tensor | None, rows: int, keys: int) -> Tensor | None:
-    """The additive mask a layer was called with, spread over its heads."""
-    if mask is None:
-        return None
-    spread = attn.prepare_attention_mask(mask, keys, rows)
-    return spread.view(rows, attn.heads, -1, spread.shape[-1])
-
-
-def _full_precision(device: str) -> AbstractContextManager[Any]:
-    autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if autocasts else nullcontext()
-
-
-def _cut(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
-    return tuple(None if tensor is None else tensor.detach() for tensor in tensors)
+                    guest.show(guest.want.choose(seen if guest.want.grad else seen.detach()))
+        return (weights.to(value.dtype) @ split_heads(value, attn.heads)).transpose(1, 2).flatten(2)
