@@ -75,9 +75,12 @@ class Spectral:
         if not torch.is_grad_enabled() and not any(strength and part.shifts.any() for strength, part in parts):
             return None
         factors = layer.factors()
-        near = layer.factor("near", factors.near.dtype) * _moved(factors.values, parts)
+        near, moved = layer.factor("near", factors.near.dtype), _moved(factors.values, parts)
+        if factors.far is None and not torch.is_grad_enabled():  # once only, without `far`: U diag(c/S) Uᵀ W
+            turn, matrix = (near * (moved / factors.values)) @ near.T, spectral.as_matrix(layer.base).to(near)
+            return (matrix @ turn if factors.tall else turn @ matrix).reshape(layer.base.shape)
         far = layer.factor("far", factors.near.dtype)
-        return (far.T @ near.T if factors.tall else near @ far).reshape(layer.base.shape)
+        return (far.T @ (near * moved).T if factors.tall else (near * moved) @ far).reshape(layer.base.shape)
 
     @staticmethod
     def live(layer: Layer, parts: Sequence[tuple[float, Spectral]], x: Tensor) -> Tensor | None:

@@ -73,13 +73,16 @@ class ChangedLayer:
 
     def factors(self) -> Factors:
         if self._factors is None:
-            self._factors = spectral.factors_of(self.weight, self.base)
+            with _exact(self.base.device):
+                self._factors = spectral.factors_of(self.weight, self.base)
         return self._factors
 
     def factor(self, name: str, dtype: torch.dtype) -> Tensor:
+        factors = self.factors()
+        if name == "near" and factors.near.dtype == dtype:
+            return factors.near
         if (name, dtype) not in self._kept:
             with _exact(self.base.device):
-                factors = self.factors()
                 side = factors.near if name == "near" else factors.long_side(self.base)
                 self._kept[name, dtype] = side.to(dtype)
         return self._kept[name, dtype]
