@@ -52,7 +52,7 @@ class Latents:
     def _encode(self, picture: Picture) -> Tensor:
         self.encoded += 1
         vae = self._vae()
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(vae.device).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(np.array(picture)).to(vae.device).permute(2, 0, 1)[None]
         with torch.no_grad():
             posterior = vae.encode(pixels.to(vae.dtype) / 127.5 - 1).latent_dist
         return torch.cat([posterior.mean, posterior.logvar]).float().cpu()
@@ -70,5 +70,5 @@ class Latents:
 def small_mask(mask: NDArray[np.uint8], cell: int) -> Tensor:
     """A mask (height, width), 255 = subject, area-averaged to latent cells: (1, h, w) fp32 in [0, 1]."""
     height, width = mask.shape
-    blocks = torch.from_numpy(np.ascontiguousarray(mask)).float().view(height // cell, cell, width // cell, cell)
+    blocks = torch.from_numpy(np.array(mask)).float().view(height // cell, cell, width // cell, cell)
     return blocks.mean(dim=(1, 3))[None] / 255

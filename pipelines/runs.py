@@ -11,9 +11,9 @@ Photos and checkpoints are deleted once the concept is in the library.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,7 @@ class _Work:
     folder: Path
     share: Share
     resume: bool
+    notes: list[str] = field(default_factory=list)  # about the photos
     preview: Picture | None = None
 
     @property
@@ -132,7 +133,7 @@ def _opened(work: _Work, photos: Path, run_id: str | None) -> tuple[Path, bool]:
         trim_log(folder, {stage.name for stage in work.stages}, point.done if point else 0)
         return folder, True
     workspace.need(sum(path.stat().st_size for path in photo_files(photos)) + _LOGS, "this run")
-    _photos(work, photos)  # refuse what can't be used before a run begins
+    _check(work, _photos(work, photos, work.notes))
     folder = folder or workspace.new_folder(workspace.runs, wanted.name)
     folder.mkdir(exist_ok=True)
     work.recipe = wanted.started(folder, photos)
@@ -190,9 +191,8 @@ def _data(work: _Work) -> Generator[Event, None, Data]:
     """Photos and, with prior preservation, class pictures, ready to train on."""
     from pipelines.data import prepare
 
-    notes: list[str] = []
-    photos = _photos(work, work.folder / PHOTOS, notes)
-    yield from map(Note, notes)
+    yield from map(Note, work.notes)
+    photos = _photos(work, work.folder / PHOTOS)
     pictures = []
     if work.params.prior_weight:
         from pipelines.prior import class_pictures
@@ -208,16 +208,22 @@ def _data(work: _Work) -> Generator[Event, None, Data]:
 
 
 def _photos(work: _Work, folder: Path, notes: list[str] | None = None) -> list[Photo]:
-    from pipelines.data import prepare
+    """The photos at the size they are trained at."""
     from pipelines.photos import load_photos
 
     side = work.params.resolution or work.model.native_size
     photos = load_photos(folder, short_side=side, notes=notes)
-    if notes is None:
-        prepare(work.model, photos, work.params.model_copy(update={"prior_weight": 0.0}), [work.subject], 0)
-    else:
-        notes += [f"{p.path.name} has only {min(p.size)} pixels; it is enlarged." for p in photos if min(p.size) < side]
+    small = [photo for photo in photos if min(photo.size) < side]
+    if notes is not None:
+        notes += [f"{photo.path.name} has only {min(photo.size)} pixels; it is enlarged." for photo in small]
     return photos
+
+
+def _check(work: _Work, photos: Sequence[Photo]) -> None:
+    """StudioError when a mask or a noun is missing, before a run begins."""
+    from pipelines.data import prepare
+
+    prepare(work.model, photos, work.params.model_copy(update={"prior_weight": 0.0}), [work.subject], 0)
 
 
 def _look(work: _Work, data: Data, event: Progress) -> Iterator[Event]:
