@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.errors import StudioError
 from pipelines.events import Event, Finished, Note, Preview, Progress, Snapshot
-from pipelines.preview import latent_scale, rough_picture, steady_vae, to_uint8
+from pipelines.preview import rough_picture, steady_vae, to_uint8, to_vae
 from pipelines.request import Request
 from pipelines.schedulers import make_scheduler, step_options
 
@@ -115,8 +115,7 @@ def _predict(model: Model, scene: Scene, latents: Tensor, t: Tensor, inputs: dic
 def decode(model: Model, latents: Tensor) -> Tensor:
     """Latents (n, c, h, w) -> pictures (n, 3, height, width) in [0, 1], fp32. StudioError when they overflowed."""
     with steady_vae(model) as vae:
-        shift, scale = latent_scale(model, latents)
-        wanted = (latents * scale + shift).to(vae.dtype)
+        wanted = to_vae(model, latents.to(vae.dtype))
         pictures = torch.cat([vae.decode(one, return_dict=False)[0] for one in wanted.split(1)]).float()
     if not torch.isfinite(pictures).all():
         raise StudioError(

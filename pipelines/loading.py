@@ -201,6 +201,6 @@ def _place(model: Model, id: str, wish: Wish) -> Model:
         model.kind = "toybox"
     device, dtype = choose(model.kind, wish)
     for module in (model.unet, model.vae, *model.text_encoders):
-        module.to(device=device, dtype=dtype)
+        torch.nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns of nothing
     log.info("Loaded %s (%s, %s) on %s as %s", id, model.kind, model.fingerprint, device, dtype)
     return model

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from pipelines.text import TextStates, Tokenized, covered, run_encoders, text_le
 from pipelines.tokens import expand
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
-
     from pipelines.events import Event
     from pipelines.tokens import Expansion
 
@@ -212,13 +210,13 @@ def kind_of(unet: Any, encoders: int) -> str:
     return "sd2" if unet.config.use_linear_projection else "sd1"
 
 
-def noise_scheduler(model: Model) -> DDPMScheduler:
-    """The training schedule of the base, alphas_cumprod in fp32 on the model's device."""
+def noise_scheduler(model: Model) -> Any:
+    """The training schedule of the base as a DDPMScheduler, alphas_cumprod in fp32 on the model's device."""
     from diffusers import DDPMScheduler
 
     scheduler: Any = DDPMScheduler.from_config(model.scheduler_config)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(model.device, torch.float32)
-    return cast("DDPMScheduler", scheduler)
+    return scheduler
 
 
 def load_model(

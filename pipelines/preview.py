@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -54,34 +54,48 @@ def encode_pictures(model: Model, pictures: Tensor) -> Tensor:
     with steady_vae(model) as vae:
         pixels = (2 * pictures - 1).to(vae.device, vae.dtype)
         means = torch.cat([vae.encode(one).latent_dist.mean for one in pixels.split(1)])
-    shift, scale = latent_scale(model, means)
-    return ((means - shift) / scale).float().cpu()
+    return from_vae(model, means).float().cpu()
 
 
-def latent_scale(model: Model, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """(shift, scale) with VAE latents = scale * UNet latents + shift; some SDXL VAEs normalise each channel."""
+def to_vae(model: Model, latents: Tensor) -> Tensor:
+    """The UNet's latents (n, c, h, w) in the VAE's own scale; some SDXL VAEs normalise each channel."""
+    factor, shift = model.vae.config.scaling_factor, _channels(model, latents)
+    return latents / factor if shift is None else latents * shift[1] / factor + shift[0]
+
+
+def from_vae(model: Model, latents: Tensor) -> Tensor:
+    """The inverse of `to_vae`."""
+    factor, shift = model.vae.config.scaling_factor, _channels(model, latents)
+    return latents * factor if shift is None else (latents - shift[0]) * factor / shift[1]
+
+
+def _channels(model: Model, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(mean, std) of the VAE's channels, (1, c, 1, 1) each, where its configuration has them."""
     config = model.vae.config
-    factor = torch.tensor(config.scaling_factor, dtype=latents.dtype, device=latents.device)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is None or std is None:
-        return torch.zeros_like(factor), 1 / factor
-    return (
-        torch.tensor(mean).view(1, -1, 1, 1).to(latents),
-        torch.tensor(std).view(1, -1, 1, 1).to(latents) / factor,
-    )
+        return None
+    return torch.tensor(mean).view(1, -1, 1, 1).to(latents), torch.tensor(std).view(1, -1, 1, 1).to(latents)
 
 
 @contextmanager
 def steady_vae(model: Model) -> Iterator[Any]:
-    """The VAE; for the time of the context in fp32 if it says that it overflows in fp16 (SDXL's does)."""
-    upcast = model.vae.dtype == torch.float16 and bool(getattr(model.vae.config, "force_upcast", False))
+    """The VAE; for the time of the context in fp32 if it is one of SDXL's that overflow in fp16.
+
+    Only SDXL's `force_upcast` means something: the VAEs of SD 1 and 2 have it by default, and diffusers ignores it.
+    """
+    upcast = (
+        model.kind == "sdxl"
+        and model.vae.dtype == torch.float16
+        and bool(getattr(model.vae.config, "force_upcast", False))
+    )
     if not upcast:
         yield model.vae
         return
     try:
-        yield model.vae.to(torch.float32)
+        yield nn.Module.to(model.vae, torch.float32)
     finally:
-        model.vae.to(torch.float16)  # exact: every value came from fp16
+        nn.Module.to(model.vae, torch.float16)  # exact: every value came from fp16
 
 
 def to_uint8(pixels: Tensor) -> Picture:

@@ -14,7 +14,7 @@ from pipelines.errors import StudioError
 from pipelines.events import Finished, Note, Preview, Progress, Snapshot
 from pipelines.generate import _scene, decode, denoise, generate, sized
 from pipelines.model import Model
-from pipelines.preview import encode_pictures, rough_picture
+from pipelines.preview import encode_pictures, from_vae, rough_picture, steady_vae, to_vae
 from pipelines.request import Request
 from pipelines.schedulers import SCHEDULERS, make_scheduler
 from tests.tiny import KINDS, tiny_model, tiny_pipeline
@@ -22,19 +22,26 @@ from tests.tiny import KINDS, tiny_model, tiny_pipeline
 REQUEST = Request("a photo of a cat in the snow", negative="blurry dog", seeds=(7,), steps=6, preview_every=0)
 
 
-def ours(model: Model, request: Request) -> np.ndarray[Any, Any]:
-    """The first batch as floats (n, height, width, 3) in [0, 1]."""
-    scene = _scene(model, sized(model, request))
-    work = denoise(model, scene)
+def latents(model: Model, request: Request) -> torch.Tensor:
+    """The first batch before decoding (n, c, h, w)."""
+    work = denoise(model, _scene(model, sized(model, request)))
     while True:
         try:
             next(work)
         except StopIteration as end:
-            return decode(model, end.value).permute(0, 2, 3, 1).numpy()
+            return end.value
 
 
-def theirs(kind: str, request: Request, **options: Any) -> np.ndarray[Any, Any]:
+def ours(model: Model, request: Request) -> np.ndarray[Any, Any]:
+    """The first batch as floats (n, height, width, 3) in [0, 1]."""
+    return decode(model, latents(model, request)).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def theirs(kind: str, request: Request, output: str = "np", **place: Any) -> Any:
     pipeline = tiny_pipeline(kind)
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            torch.nn.Module.to(module.requires_grad_(False), **place)  # torch's fp16 on the CPU depends on that
     pipeline.scheduler = make_scheduler(request.scheduler, pipeline.scheduler.config)
     return pipeline(
         request.prompt,
@@ -44,8 +51,7 @@ def theirs(kind: str, request: Request, **options: Any) -> np.ndarray[Any, Any]:
         width=request.width or None,
         height=request.height or None,
         generator=torch.Generator().manual_seed(request.seeds[0]),
-        output_type="np",
-        **options,
+        output_type=output,
     ).images
 
 
@@ -67,6 +73,52 @@ def test_equals_diffusers(kind: str, scheduler: str) -> None:
 def test_equals_diffusers_at_the_edges(kind: str, change: dict[str, Any]) -> None:
     request = replace(REQUEST, **change)
     assert np.abs(ours(tiny_model(kind), request) - theirs(kind, request)).max() <= 1e-4
+
+
+def placed(kind: str, **place: Any) -> Model:
+    model = tiny_model(kind)
+    for module in (model.unet, model.vae, *model.text_encoders):
+        torch.nn.Module.to(module, **place)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2v", "sdxl"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_equals_diffusers_in_half_precision(kind: str, dtype: torch.dtype) -> None:
+    """The same operations in the same order, so that even the rounding agrees."""
+    request, model = replace(REQUEST, scheduler="euler_a", steps=3), placed(kind, dtype=dtype)
+    assert torch.equal(latents(model, request), theirs(kind, request, "latent", dtype=dtype))
+
+
+def test_the_vae_of_sdxl_is_lent_in_fp32_and_comes_back_exactly() -> None:
+    model = placed("sdxl", dtype=torch.float16)
+    before = {name: (weight, weight.clone()) for name, weight in model.vae.named_parameters()}
+    with steady_vae(model) as vae:
+        assert vae is model.vae and {weight.dtype for weight in vae.parameters()} == {torch.float32}
+    for name, weight in model.vae.named_parameters():
+        assert weight is before[name][0] and torch.equal(weight, before[name][1]) and weight.dtype == torch.float16
+    with steady_vae(placed("sd1", dtype=torch.float16)) as vae:
+        assert vae.dtype == torch.float16
+
+
+def test_latents_of_a_vae_with_its_own_statistics_come_back() -> None:
+    model = tiny_model("sdxl")
+    model.vae.register_to_config(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0])
+    known = torch.randn(1, 4, 3, 5)
+    expected = known * torch.tensor([1.0, 2, 3, 4])[None, :, None, None] / model.vae.config.scaling_factor
+    expected += torch.tensor([0.1, 0.2, 0.3, 0.4])[None, :, None, None]
+    assert torch.allclose(to_vae(model, known), expected)
+    assert torch.allclose(from_vae(model, to_vae(model, known)), known, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_diffusers_on_an_accelerator(kind: str, dtype: torch.dtype) -> None:
+    request = replace(REQUEST, scheduler="euler_a")
+    mine = latents(placed(kind, device="cuda", dtype=dtype), request)
+    other = theirs(kind, request, "latent", device="cuda", dtype=dtype)
+    assert torch.allclose(mine, other, atol=1e-4)
 
 
 def test_the_picture_is_the_one_diffusers_would_save() -> None:
@@ -125,8 +177,8 @@ def test_previews_do_not_change_the_picture() -> None:
 def test_the_last_preview_shows_the_picture_to_come(scheduler: str) -> None:
     """What the map is given must be the clean latents, whichever scale the scheduler keeps its own in."""
     model = tiny_model("sd2v")
-    scene = _scene(model, sized(model, replace(REQUEST, scheduler=scheduler, steps=20, preview_every=19)))
-    work, shown = denoise(model, scene), []
+    request = replace(REQUEST, scheduler=scheduler, steps=20, preview_every=19)
+    work, shown = denoise(model, _scene(model, sized(model, request))), []
     while True:
         try:
             event = next(work)

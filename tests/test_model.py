@@ -182,7 +182,7 @@ def test_sdxl_is_told_sizes() -> None:
 def test_the_training_schedule_is_the_bases_own() -> None:
     scheduler = noise_scheduler(tiny_model("sd2v"))
     assert scheduler.config.prediction_type == "v_prediction"
-    alphas: Any = scheduler.alphas_cumprod  # type: ignore[attr-defined]
+    alphas = scheduler.alphas_cumprod
     assert alphas.dtype == torch.float32
     assert float(alphas[-1]) == pytest.approx(0.0047, abs=1e-4)  # SD's scaled-linear schedule
 
