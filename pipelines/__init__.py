@@ -46,6 +46,8 @@ _WHERE = {
     "Library": "library",
     "overlay": "attention.heatmap",
     "train_concept": "runs",
+    "unfinished": "stopped",
+    "discard": "stopped",
     "make_pictures": "results",
     "Request": "request",
     "check_base": "library",

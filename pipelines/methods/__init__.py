@@ -37,7 +37,7 @@ class Adapter(Protocol):
     strength: float  # 0 == the base model, bit for bit
 
     def param_groups(self, stage: Stage) -> list[dict[str, Any]]:
-        """Optimizer groups: {"params": [...], "lr": ...}."""
+        """Optimizer groups: {"params": [...], "lr": ...}. Asked for again and again: the same parameters each time."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
