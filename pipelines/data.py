@@ -39,7 +39,7 @@ class Batch:
     noise: Tensor  # (rows, c, h, w) fp32
     timesteps: Tensor  # (rows,) int64
     captions: list[str]
-    masks: Tensor | None  # (rows, 1, h, w) fp32 in [0, 1], 1 = subject; ones for class pictures
+    masks: Tensor | None  # (rows, 1, h, w) fp32 in [0, 1], 1 = subject; ones where there is no mask
     prior: Tensor  # (rows,) bool: class pictures
     original_sizes: list[Size] = field(default_factory=list)
     crops: list[Size] = field(default_factory=list)  # top, left
@@ -191,7 +191,7 @@ def prepare(
             _scaled(photo.image, resolution),
             caption(photo.caption, subjects, photo.path.name),
             _original(photo),
-            _scaled(_united(photo, names), resolution) if params.masked_loss else None,
+            _mask(photo, names, resolution, params.masked_loss),
         )
         for photo in photos
     ]
@@ -203,16 +203,18 @@ def prepare(
     return Data(model, params, tuple(subjects), seed, sources, pictures, Latents(model), resolution, share)
 
 
-def _united(photo: Photo, names: Sequence[str]) -> Mask:
+def _mask(photo: Photo, names: Sequence[str], resolution: int, needed: bool) -> Mask | None:
     """The masks of the subjects, as one. Those of other names belong to things that aren't learned."""
     masks = [mask for name, mask in photo.masks.items() if not name or name in names]
-    if not masks:
+    if masks:
+        return _scaled(np.maximum.reduce(masks), resolution)
+    if needed:
         others = f" (there is one for {', '.join(photo.masks)})" if photo.masks else ""
         raise StudioError(
             f"{photo.path.name} has no mask of {', '.join(names)}{others}. Draw {photo.path.stem}-masklabel.png, "
             "or train without masks."
         )
-    return np.maximum.reduce(masks)
+    return None
 
 
 def _scaled(picture: Picture, short_side: int) -> Picture:

@@ -159,6 +159,15 @@ def test_what_is_missing_is_said(model: Model) -> None:
         prepare(model, [], TrainParams(), CAT, seed=0)
 
 
+def test_masks_count_only_when_asked_for(model: Model) -> None:
+    plain = prepare(model, photos(), TrainParams(), CAT, seed=0).batch(STAGE, 1)
+    plain.captions = ["a photo of a cat"] * 4
+    assert plain.masks is not None and not (plain.masks == 1).all()  # there to be looked at
+    with torch.no_grad():
+        losses = [denoising_loss(model, None, batch, TrainParams()) for batch in (plain, replace(plain, masks=None))]
+    assert torch.equal(losses[0]["denoising"], losses[1]["denoising"])
+
+
 def test_masks_of_several_subjects_are_united(model: Model) -> None:
     (photo,) = photos(1)
     other = np.zeros((64, 64), np.uint8)
