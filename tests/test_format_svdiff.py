@@ -19,6 +19,7 @@ from pipelines.errors import StudioError
 from pipelines.formats import svdiff as form
 from pipelines.methods import svdiff
 from pipelines.model import Model
+from pipelines.shifts import chosen
 from tests.tiny import tiny_model
 
 CAT = Subject("<my-cat>", "cat")
@@ -67,7 +68,7 @@ def test_names_and_counts_are_the_published_ones(
         content = load_file(file)
         assert (len(content), sum(values.numel() for values in content.values())) == expected
         assert all(values.dtype == torch.float32 and values.ndim == 1 for values in content.values())
-    weights = [module.weight.ndim for module in svdiff.chosen(model, svdiff.Params(train_text_encoder=False)).values()]
+    weights = [module.weight.ndim for module in chosen(model, svdiff.Params(train_text_encoder=False)).values()]
     assert tuple(weights.count(n) for n in (4, 2, 1)) == dimensions
     shifts, words = load_file(files[0]), load_file(files[1])
     if kind == "sd1":

@@ -21,30 +21,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from pipelines import spectral
-from pipelines.changes import Change, Elements, Spectral
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
 from pipelines.methods import Stage
 from pipelines.params import TrainParams
-from pipelines.tokens import Expansion, placeholder
-from pipelines.weights import ChangeSet, changed, weights_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipelines.data import Batch
     from pipelines.model import Model
+    from pipelines.shifts import Shifts
 
 name = "svdiff"
 title = "SVDiff"
 paper = "https://arxiv.org/abs/2303.11305"
 
-KEY = ".delta"  # after a layer's path, as published
 Layers = Literal["all", "ca", "ca-kv", "1d", "2d", "4d", "up", "down", "mid", "up-ca", "down-ca", "mid-ca"]
 
 
@@ -68,130 +64,28 @@ def stages(params: Params) -> Sequence[Stage]:
     return [Stage("shifts", params.steps, params.batch_size, params.weight_decay, params.max_grad_norm)]
 
 
-class SvdiffAdapter:
-    """Spectral shifts on a model."""
-
-    def __init__(self, group: ChangeSet, params: Params) -> None:
-        self.group = group
-        self.params = params
-
-    @property
-    def strength(self) -> float:
-        """s of eq. 2."""
-        return self.group.strength
-
-    @strength.setter
-    def strength(self, value: float) -> None:
-        self.group.strength = value
-
-    def shifts(self) -> dict[str, nn.Parameter]:
-        """δ by layer, as saved: "unet.conv_in.delta": (rank,)."""
-        return {name + KEY: change.parameters()[0] for name, change in self.group.changes.items()}
-
-    def param_groups(self, stage: Stage) -> list[dict[str, Any]]:
-        """Matrices and kernels at `lr`, the gains of norms at `lr_1d`."""
-        modules = weights_of(self.group.model)
-        groups: dict[float, list[nn.Parameter]] = {self.params.lr: [], self.params.lr_1d: []}
-        for name, change in self.group.changes.items():
-            rate = self.params.lr_1d if _dimensions(modules[name]) == 1 else self.params.lr
-            groups[rate].extend(change.parameters())
-        return [{"params": shifts, "lr": rate} for rate, shifts in groups.items() if shifts]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: shift.detach().to("cpu", torch.float32, copy=True) for name, shift in self.shifts().items()}
-
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Layers that `tensors` leaves out get no change."""
-        shifts = self.shifts()
-        for name, values in tensors.items():
-            _check(name, values, shifts)
-        for name, shift in shifts.items():
-            if name in tensors:
-                shift.copy_(tensors[name])
-            else:
-                shift.zero_()
-        self.group.refresh()
-
-    def bake(self) -> None:
-        self.group.bake()
-
-
-def _check(name: str, values: Tensor, shifts: dict[str, nn.Parameter]) -> None:
-    layer = name.removesuffix(KEY)
-    if name not in shifts:
-        raise StudioError(f"This concept changes the layer '{layer}', which this base lacks. Load the base it is for.")
-    if values.shape != shifts[name].shape:
-        raise StudioError(
-            f"This concept doesn't fit this base: for the layer '{layer}' it brings {_numbers(values)}, "
-            f"the base needs {_numbers(shifts[name])}. Load the base it was trained on."
-        )
-    if not values.isfinite().all():
-        raise StudioError(f"This concept is broken: not all its values for '{layer}' are numbers. Train it again.")
-
-
-def _numbers(tensor: Tensor) -> str:
-    return " x ".join(str(side) for side in tensor.shape) + (" numbers" if tensor.numel() != 1 else " number")
-
-
 @contextmanager
-def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterator[SvdiffAdapter]:
+def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterator[Shifts]:
     """Shifts of zero on the chosen layers, and each subject's token meaning "<rare word> <noun>"."""
+    from pipelines.shifts import Shifts, chosen, no_change  # torch is heavy, and settings are read without it
+    from pipelines.tokens import Expansion, placeholder
+    from pipelines.weights import changed
+
     words = _rare_words(params, subjects)
-    changes = {name: _no_change(module, params) for name, module in chosen(model, params).items()}
+    changes = {name: no_change(module, params) for name, module in chosen(model, params).items()}
     with ExitStack() as stack:
-        adapter = SvdiffAdapter(stack.enter_context(changed(model, changes)), params)
+        adapter = Shifts(stack.enter_context(changed(model, changes)), params)
         for subject, word in zip(subjects, words, strict=True):
             meaning = Expansion(f"{word} {subject.noun}".strip(), subject.noun, strength=lambda: adapter.strength)
             stack.enter_context(placeholder(model, subject.token, meaning))
         yield adapter
 
 
-def loss(model: Model, adapter: SvdiffAdapter, batch: Batch, stage: Stage) -> dict[str, Tensor]:
+def loss(model: Model, adapter: Shifts, batch: Batch, stage: Stage) -> dict[str, Tensor]:
     """Denoising, with prior preservation and masks as the batch brings them."""
     from pipelines.losses import denoising_loss
 
     return denoising_loss(model, adapter, batch, adapter.params)
-
-
-def chosen(model: Model, params: Params) -> dict[str, nn.Module]:
-    """The layers that learn, by their names in `weights_of` (the paper's subsets, table in its section 4.4)."""
-    wanted = _members(model.unet, params.layers)
-    return {
-        name: module
-        for name, module in weights_of(model).items()
-        if (module in wanted if name.startswith("unet.") else params.train_text_encoder)
-    }
-
-
-def _members(unet: nn.Module, layers: str) -> set[nn.Module]:
-    """The UNet's modules in a subset; found by what they are, not by what they are called."""
-    members = {module for module in unet.modules() if module._parameters.get("weight") is not None}
-    place, _, kind = layers.rpartition("-") if layers.endswith("-ca") else (layers, "", "")
-    blocks = {"up": "up_blocks", "down": "down_blocks", "mid": "mid_block"}
-    if place in blocks:
-        members &= set(getattr(unet, blocks[place]).modules())
-    if layers in ("1d", "2d", "4d"):
-        members = {module for module in members if _dimensions(module) == int(layers[0])}
-    if "ca" in (place, kind) or layers == "ca-kv":
-        attentions = [module for module in unet.modules() if getattr(module, "is_cross_attention", False)]
-        members &= {part for attention in attentions for part in attention.modules()}
-        if layers == "ca-kv":
-            members &= {part for attention in attentions for part in (attention.to_k, attention.to_v)}
-    return members
-
-
-def _dimensions(module: nn.Module) -> int:
-    return module._parameters["weight"].ndim  # type: ignore[union-attr]
-
-
-def _no_change(module: nn.Module, params: Params) -> Change:
-    weight = module._parameters["weight"]
-    assert weight is not None  # noqa: S101 - `chosen` takes no other
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    if weight.ndim == 1 and params.mode_1d == "element":
-        return Elements(nn.Parameter(torch.zeros_like(weight, dtype=dtype)))
-    return Spectral(nn.Parameter(torch.zeros(spectral.rank(weight), dtype=dtype, device=weight.device)))
 
 
 def _rare_words(params: Params, subjects: Sequence[Subject]) -> list[str]:

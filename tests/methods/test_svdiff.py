@@ -19,6 +19,7 @@ from pipelines.events import Finished, Progress
 from pipelines.methods import svdiff
 from pipelines.model import Model
 from pipelines.photos import Photo
+from pipelines.shifts import chosen
 from pipelines.train import train
 from pipelines.weights import weights_of
 from tests.tiny import tiny_model
@@ -113,10 +114,10 @@ def test_loss_falls_on_one_batch() -> None:
 @pytest.mark.parametrize("layers", ["1d", "2d", "4d", "ca", "ca-kv", "up", "down", "mid", "up-ca", "down-ca", "mid-ca"])
 def test_subsets(layers: Any) -> None:
     model = tiny_model("sd1")
-    chosen = svdiff.chosen(model, svdiff.Params(layers=layers, train_text_encoder=False))
-    everything = svdiff.chosen(model, svdiff.Params(train_text_encoder=False))
-    assert chosen and chosen.keys() < everything.keys()
-    for name, module in chosen.items():
+    found = chosen(model, svdiff.Params(layers=layers, train_text_encoder=False))
+    everything = chosen(model, svdiff.Params(train_text_encoder=False))
+    assert found and found.keys() < everything.keys()
+    for name, module in found.items():
         assert layers[1] != "d" or module.weight.ndim == int(layers[0])
         assert "ca" not in layers.split("-") or ".attn2." in name
         assert layers != "ca-kv" or name.endswith(("to_k", "to_v"))
