@@ -32,6 +32,7 @@ class Recipe:
 
     scenes: int = 60_000
     vae: Plan = vae.PLAN
+    clip_vision: Plan = clip.SHARPEN  # before the field below takes the module's name
     clip: Plan = clip.PLAN
     base: Plan = base.PLAN
     judge: Plan = judge_training.PLAN
@@ -41,6 +42,7 @@ QUICK = Recipe(
     scenes=300,
     vae=replace(vae.PLAN, steps=30, warmup=5, batch=4),
     clip=replace(clip.PLAN, steps=30, warmup=5, batch=24),
+    clip_vision=replace(clip.SHARPEN, steps=30, warmup=5, batch=24),
     base=replace(base.PLAN, steps=30, warmup=5, batch=8),
     judge=replace(judge_training.PLAN, steps=10, warmup=5, batch=8),
 )
@@ -62,6 +64,7 @@ class Works:
         tokenizer = build_tokenizer(self.state / "tokenizer")
         yield from vae.train_vae(scenes, models, recipe.vae)
         yield from clip.train_clip(tokenizer, scenes, models, recipe.clip)
+        yield from clip.sharpen_clip(tokenizer, scenes, models, (recipe.clip, recipe.clip_vision))
         latents = self.state / "latents.npy"
         if not latents.exists():
             yield from base.encode_latents(vae.trained_vae(models, recipe.vae), scenes, latents)
@@ -72,13 +75,13 @@ class Works:
 
     def painter(self, scenes: Scenes, tokenizer: CLIPTokenizer) -> base.Painter:
         """The base model ready to train."""
-        whole = clip.trained_clip(tokenizer, self.state / "state", self.recipe.clip)
+        whole = clip.read_clip(tokenizer, self.state / "state", self.recipe.clip)
         return base.Painter(scenes, self.state / "latents.npy", text_encoder(whole), tokenizer)
 
     def export(self, tokenizer: CLIPTokenizer) -> None:
         """Writes what is trained so far as fp16 safetensors, each folder replaced whole."""
         models, recipe = self.state / "state", self.recipe
-        whole = clip.trained_clip(tokenizer, models, recipe.clip)
+        whole = clip.trained_clip(tokenizer, models, (recipe.clip, recipe.clip_vision))
         self._publish("clip", lambda folder: _save_clip(whole, tokenizer, folder))
         if (models / f"{recipe.base.name}.safetensors").exists():
             self._publish("base", lambda folder: self._save_base(whole, tokenizer, folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from pipelines.toybox.tokenizer import LENGTH
 from pipelines.toybox.words import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, TRUTHFUL, Caption, Wording
 
 PLAN = Plan("clip", steps=1000, lr=1e-3, batch=96, average=0.998)
+# Then the text tower stays as it is (the base model is trained on it) and the rest learns on.
+SHARPEN = Plan("clip_vision", steps=2500, lr=1e-3, batch=128, average=0.998)
 WIDTH = 128
 _COLORS, _BACKGROUNDS = [None, *COLORS], [None, *BACKGROUNDS]
 _PATTERNS = [None, *PATTERNS]
@@ -96,17 +99,21 @@ def _losses(reader: _Reader, tokenizer: CLIPTokenizer, scenes: Scenes, rng: np.r
     rows = rng.integers(0, scenes.count, batch)
     captions = scenes.captions(rows, rng, TRUTHFUL if rng.random() < 0.3 else Wording())
     ids, ends, nouns = tokenize(tokenizer, captions)
-    clip = reader.clip
-    text = clip.text_model(input_ids=ids)
-    vision = clip.vision_model(pixel_values=scenes.pictures(rows))
-    a = F.normalize(clip.text_projection(text.pooler_output).float(), dim=-1)
-    b = F.normalize(clip.visual_projection(vision.pooler_output).float(), dim=-1)
-    logits = a @ b.T * clip.logit_scale.exp().clamp(max=100)
-    target = torch.arange(batch)
+    text = reader.clip.text_model(input_ids=ids)
     return {
-        "contrast": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2,
+        "contrast": _contrast(reader.clip, text.pooler_output, scenes.pictures(rows)),
         "reading": 0.3 * _reading(reader, text.last_hidden_state.float(), ends, nouns, captions),
     }
+
+
+def _contrast(clip: Any, text: Tensor, pictures: Tensor) -> Tensor:
+    """The symmetric contrastive loss of CLIP (Radford et al. 2021)."""
+    vision = clip.vision_model(pixel_values=pictures)
+    a = F.normalize(clip.text_projection(text).float(), dim=-1)
+    b = F.normalize(clip.visual_projection(vision.pooler_output).float(), dim=-1)
+    logits = a @ b.T * clip.logit_scale.exp().clamp(max=100)
+    target = torch.arange(len(a))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def train_clip(tokenizer: CLIPTokenizer, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> Iterator[Event]:
@@ -116,8 +123,37 @@ def train_clip(tokenizer: CLIPTokenizer, scenes: Scenes, folder: Path, plan: Pla
     yield from Fit(reader, plan, folder).run(lambda rng, batch: _losses(reader, tokenizer, scenes, rng, batch))
 
 
-def trained_clip(tokenizer: CLIPTokenizer, folder: Path, plan: Plan = PLAN) -> CLIPModel:
-    """The averaged weights so far."""
+def read_clip(tokenizer: CLIPTokenizer, folder: Path, plan: Plan = PLAN) -> Any:
+    """The averaged weights of the first part."""
     reader = _Reader(new_clip(tokenizer))
     Fit(reader, plan, folder).use_mean()
     return reader.clip.eval()
+
+
+def _sharpening(clip: Any, folder: Path, plan: Plan) -> Fit:
+    clip.text_model.requires_grad_(False)
+    return Fit(clip, plan, folder)
+
+
+def sharpen_clip(
+    tokenizer: CLIPTokenizer, scenes: Scenes, folder: Path, plans: tuple[Plan, Plan] = (PLAN, SHARPEN)
+) -> Iterator[Event]:
+    """The second part: all but the text tower."""
+    clip = read_clip(tokenizer, folder, plans[0])
+
+    def losses(rng: np.random.Generator, batch: int) -> Losses:
+        rows = rng.integers(0, scenes.count, batch)
+        captions = scenes.captions(rows, rng, TRUTHFUL if rng.random() < 0.3 else Wording())
+        with torch.no_grad():
+            text = clip.text_model(input_ids=tokenize(tokenizer, captions)[0]).pooler_output
+        return {"contrast": _contrast(clip, text, scenes.pictures(rows))}
+
+    yield from _sharpening(clip, folder, plans[1]).run(losses)
+
+
+def trained_clip(tokenizer: CLIPTokenizer, folder: Path, plans: tuple[Plan, Plan] = (PLAN, SHARPEN)) -> Any:
+    """The averaged weights so far, of the second part where it has begun."""
+    clip = read_clip(tokenizer, folder, plans[0])
+    if (folder / f"{plans[1].name}.safetensors").exists():
+        _sharpening(clip, folder, plans[1]).use_mean()
+    return clip.eval()

@@ -20,7 +20,7 @@ from pipelines.toybox.scenes import PROPS, SIZE, Scene, compose, place, stream
 from pipelines.toybox.toys import Toy, random_toy
 from pipelines.toybox.words import BACKGROUNDS, CATEGORIES
 
-PLAN = Plan("judge", steps=4000, lr=2e-3, batch=48, average=0.998, half=False)
+PLAN = Plan("judge", steps=3000, lr=2e-3, batch=32, average=0.998, half=False)
 GROUP, PHOTOS = 12, 2  # toys of one category in an identity batch, photos of each
 TEMPERATURE = 0.1
 
@@ -33,7 +33,7 @@ def photo_with(toy: Toy, rng: np.random.Generator) -> Scene:
 
 
 def spoil(pictures: Tensor, vae: Any, rng: np.random.Generator) -> Tensor:
-    """Blur, noise, colour drift, and what the VAE (with disturbed latents) makes of half of the pictures."""
+    """Blur, noise, colour drift, and what the VAE (with disturbed latents) makes of some of the pictures."""
     out = pictures.clone()
     for i in range(len(out)):
         if rng.random() < 0.3:
@@ -41,12 +41,12 @@ def spoil(pictures: Tensor, vae: Any, rng: np.random.Generator) -> Tensor:
             blurred = cv2.GaussianBlur(out[i].permute(1, 2, 0).numpy(), (0, 0), sigma)
             out[i] = torch.from_numpy(blurred).permute(2, 0, 1)
     if vae is not None:
-        half = torch.from_numpy(rng.permutation(len(out))[: len(out) // 3])
+        some = torch.from_numpy(rng.permutation(len(out))[: len(out) // 5])
         with torch.no_grad():
-            latents = vae.encode(out[half]).latent_dist.mean
-            loudness = torch.from_numpy(rng.uniform(0, 0.15, (len(half), 1, 1, 1)).astype(np.float32))
+            latents = vae.encode(out[some]).latent_dist.mean
+            loudness = torch.from_numpy(rng.uniform(0, 0.15, (len(some), 1, 1, 1)).astype(np.float32))
             noise = torch.from_numpy(rng.standard_normal(tuple(latents.shape), np.float32))
-            out[half] = vae.decode(latents + latents.std() * loudness * noise).sample.clamp(-1, 1)
+            out[some] = vae.decode(latents + latents.std() * loudness * noise).sample.clamp(-1, 1)
     drift = torch.from_numpy(rng.normal(0, 0.03, (len(out), 3, 1, 1)).astype(np.float32))
     grain = torch.from_numpy(rng.standard_normal(tuple(out.shape), np.float32))
     return (out + drift + 0.02 * grain).clamp(-1, 1)
