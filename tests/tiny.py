@@ -19,10 +19,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from pipelines.model import Model, from_pipeline
 
 KINDS = ("sd1", "sd2", "sd2v", "sdxl")
-WORDS = (
+_KNOWN = (
     "a an the of on in at and photo picture painting cat dog robot car ball cup tree house fish star cube cone toy "
     "red blue green snow grass sand beach street simple background sks hta my with blurry under"
-).split()  # noqa: SIM905 - everything else takes several tokens ("mushroom", "teapot" ...)
+)
+WORDS = _KNOWN.split()  # one token each; everything else takes several ("mushroom", "teapot" ...)
 _END = "</w>"
 
 
