@@ -168,3 +168,9 @@ def test_without_a_chromium_one_sentence_says_what_to_install(tmp_path: Path, mo
     monkeypatch.setattr(chromium, "_run", lambda command: False)  # no network
     with pytest.raises(SystemExit, match="Install one with"):
         chromium.ensure_chromium(lambda text: None)
+
+
+def test_the_map_of_the_house_names_what_is_there() -> None:
+    named = set(re.findall(r"\b\w+\.py\b", (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("```")[1]))
+    there = {path.name for folder in ("pipelines", "studio") for path in (ROOT / folder).rglob("*.py")}
+    assert len(named) > 40 and named - there - {"app.py"} == set()
