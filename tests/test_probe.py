@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipelines.attention import seat
 from pipelines.attention.probe import Columns, Edit, Site, Step, find_sites, probe_attention
 from pipelines.attention.seat import Seat
 from pipelines.errors import StudioError
@@ -148,6 +150,56 @@ def test_columns_are_the_eager_softmax_and_the_output_is_untouched(unet: Any) ->
     assert watcher.seen.keys() == layers.keys()
     for name, attn in layers.items():
         torch.testing.assert_close(watcher.seen[name], reference.probs[id(attn)][1:3], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", [1, 1000, 10**9])
+def test_layers_looked_at_together_and_in_blocks_are_the_same(
+    unet: Any, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wish(site: Site) -> Columns:
+        return Columns([[4, 2], [9, 2]] if site.kind == "cross" and site.place == "mid" else [7, 1], grad=False)
+
+    now, later = Watcher(lambda site: replace(wish(site), grad=True)), Watcher(wish)
+    mask = torch.ones(3, 77, dtype=torch.bool)
+    mask[1, 5:] = False
+    with probe_attention(unet, now, later) as tap:
+        for limit in (seat.GATHER, seat.BLOCK):
+            monkeypatch.setitem(limit, "cpu", block)
+        tap.at(Step(cond=slice(1, 3)))
+        call(unet, 3, (12, 20), encoder_attention_mask=mask)
+        assert not tap.waiting and not tap.running
+    assert now.seen.keys() == later.seen.keys() == now.sites.keys() and now.sites == later.sites
+    for name, columns in now.seen.items():
+        torch.testing.assert_close(later.seen[name], columns, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_what_waits_is_bounded(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seat, "HOLD", 1)
+    order: list[str] = []
+    watcher = Watcher(lambda site: Columns([1], grad=False) if site.kind == "cross" else None)
+    with probe_attention(sd1, watcher) as tap:
+        tap_sites = [site.name for site in tap.sites]
+        layers = dict(sd1.named_modules())
+        hooks = [
+            layers[name].register_forward_hook(lambda *_, name=name: order.append(f"{name} {name in watcher.seen}"))
+            for name in tap_sites
+        ]
+        call(sd1)
+    for hook in hooks:
+        hook.remove()
+    assert order == [f"{name} True" for name in tap_sites]
+
+
+@torch.no_grad()
+def test_a_failed_forward_leaves_nothing_waiting(sd1: Any) -> None:
+    watcher = Watcher(lambda site: Columns([1], grad=False) if site.kind == "cross" else None)
+    with probe_attention(sd1, watcher) as tap:
+        with pytest.raises(RuntimeError):
+            sd1(torch.randn(2, 4, 16, 16), 10, torch.randn(2, 77, 33))
+        call(sd1)
+        assert len(watcher.seen) == len(tap.sites) and not tap.waiting
 
 
 @torch.no_grad()
@@ -558,7 +610,9 @@ def test_looking_costs_next_to_nothing_in_operations() -> None:
         sample, states, time = torch.empty(2, 4, 64, 64), torch.empty(2, 77, 192), torch.ones(())
     with FlopCounterMode(display=False) as plain:
         unet(sample, time, states)
-    watcher = Watcher(lambda site: Columns(None) if site.kind == "cross" else None)  # choosing columns is no arithmetic
+    watcher = Watcher(
+        lambda site: Columns(None, grad=False) if site.kind == "cross" else None
+    )  # choosing is no arithmetic
     with probe_attention(unet, watcher) as tap, FlopCounterMode(display=False) as watched:
         tap.at(Step(cond=slice(1, 2)))
         unet(sample, time, states)
@@ -570,6 +624,6 @@ def test_looking_costs_next_to_nothing_in_operations() -> None:
 def test_nothing_is_held_after_a_look(sd1: Any) -> None:
     with probe_attention(sd1, Watcher(lambda site: Columns([1]) if site.kind == "cross" else None)):
         call(sd1)
-        assert all(seat._query is None and seat._key is None for seat in Seat.taken.values())
+        assert all(place._query is None and place._key is None for place in Seat.taken.values())
     gc.collect()
     assert not Seat.taken
