@@ -172,5 +172,5 @@ def test_without_a_chromium_one_sentence_says_what_to_install(tmp_path: Path, mo
 
 def test_the_map_of_the_house_names_what_is_there() -> None:
     named = set(re.findall(r"\b\w+\.py\b", (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("```")[1]))
-    there = {path.name for folder in ("pipelines", "studio") for path in (ROOT / folder).rglob("*.py")}
+    there = {path.name for folder in ("pipelines", "studio", "tests") for path in (ROOT / folder).rglob("*.py")}
     assert len(named) > 40 and named - there - {"app.py"} == set()
