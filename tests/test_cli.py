@@ -102,14 +102,12 @@ def call(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["list"], ["list", "--json"]])
 def test_help_and_list_answer_within_a_second(argv: list[str], tmp_path: Path) -> None:
-    """The fastest of three: a busy machine must not fail it, a heavy import must."""
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        done = call(*argv, STUDIO_HOME=str(tmp_path))
-        times.append(time.monotonic() - started)
-        assert done.returncode == 0 and done.stdout and not done.stderr
-    assert min(times) < 1.0
+    """In CPU time, so that a busy machine does not fail it; a heavy import does."""
+    before = os.times()
+    done = call(*argv, STUDIO_HOME=str(tmp_path))
+    after = os.times()
+    assert done.returncode == 0 and done.stdout and not done.stderr
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
 
 
 @pytest.mark.parametrize(
