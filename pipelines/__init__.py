@@ -59,7 +59,6 @@ _WHERE = {
     "Entry": "concept_folder",
     "SCHEDULERS": "schedulers",
     "colour": "attention.heatmap",
-    "atlas": "attention.heatmap",
     "load_npz": "attention.archive",
     "read_picture": "pictures",
     "again": "recipe",
