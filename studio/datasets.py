@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import Photo, StudioError, Workspace, clean_name, load_photos, new_id, write_atomic
+from pipelines import Photo, StudioError, Workspace, check_id, clean_name, load_photos, new_id, write_atomic
 from studio.parts.cards import Card
 from studio.parts.pictures import data_uri
 
@@ -39,9 +39,9 @@ class Datasets:
 
     def all(self) -> list[Dataset]:
         """Newest first."""
-        folders = [folder for folder in self.workspace.datasets.iterdir() if folder.is_dir()]
+        folders = [folder for folder in self.workspace.datasets.iterdir() if folder.is_dir() and _is_id(folder.name)]
         folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-        return [Dataset(folder.name, _title(folder)) for folder in folders if not folder.name.startswith(".")]
+        return [Dataset(folder.name, _title(folder)) for folder in folders]
 
     def folder(self, dataset: str) -> Path:
         """Where a set's photos lie; StudioError when there is no such set."""
@@ -148,6 +148,14 @@ def _safe_name(name: str) -> str:
     if clean.startswith(".") or any(mark in clean for mark in '/\\:*?"<>|'):
         raise StudioError(f"'{clean}' has a sign that file names can't have everywhere. Rename it.")
     return clean
+
+
+def _is_id(name: str) -> bool:
+    """Whether a folder can be asked for by name; one that somebody made by hand may not."""
+    try:
+        return bool(check_id(name))
+    except StudioError:
+        return False
 
 
 def _copy(source: Path, target: Path) -> None:

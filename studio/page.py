@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
+from pipelines import StudioError
 from studio.parts.message import reported
 
+log = logging.getLogger(__name__)
 EVERY = 0.7  # seconds between two looks
 
 
@@ -68,8 +71,14 @@ def _look(watches: Sequence[Watch], before: dict[int, Hashable], values: list[An
     for index, watch in enumerate(watches):
         given, values = values[: len(watch.inputs)], values[len(watch.inputs) :]
         now[index] = watch.sign(*given)
-        if before.get(index) == now[index]:
-            drawn.extend(gr.skip() for _ in watch.outputs)
-        else:
-            drawn.extend(watch.draw(*given))
+        unchanged = index in before and before[index] == now[index]
+        drawn.extend([gr.skip() for _ in watch.outputs] if unchanged else _drawn(watch, given))
     return [gr.skip() if now == before else now, *drawn]
+
+
+def _drawn(watch: Watch, given: Sequence[Any]) -> Sequence[Any]:
+    try:
+        return watch.draw(*given)
+    except StudioError as error:
+        log.warning("Not shown: %s", error)
+        return [gr.skip() for _ in watch.outputs]

@@ -15,6 +15,7 @@ from studio.datasets import Datasets
 from studio.jobs import Job, JobRunner
 from studio.render import View, fold
 
+MOST_COPIES = 40
 PASSING = ("warm", "base", "generate")  # kinds of jobs whose record is of no use after a restart
 EXAMPLE = Path(__file__).parent.parent / "assets" / "example"
 
@@ -78,7 +79,14 @@ class Studio:
         records = self.workspace.concepts.glob("*/concept.json")
         return tuple(sorted((record.parent.name, record.stat().st_mtime_ns) for record in records))
 
+    def scratch(self) -> Path:
+        """A new folder outside the workspace for a file that a page may have; the oldest of many is removed."""
+        with self._lock:
+            folders = sorted(self._copies.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+            for old in folders[: -MOST_COPIES + 1]:
+                shutil.rmtree(old, ignore_errors=True)
+            return Path(tempfile.mkdtemp(dir=self._copies))
+
     def shown(self, path: Path) -> str:
-        """A copy of one file outside the workspace, fit for Gradio: the workspace itself is never served."""
-        folder = Path(tempfile.mkdtemp(dir=self._copies))
-        return str(shutil.copyfile(path, folder / path.name))
+        """A copy of one file, fit for Gradio: the workspace itself is never served."""
+        return str(shutil.copyfile(path, self.scratch() / path.name))

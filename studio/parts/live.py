@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines import Snapshot, overlay
 from studio.jobs import Job
-from studio.parts.message import bug, done, problem
+from studio.parts.message import done, problem
 from studio.parts.pictures import data_uri, thumbnail
 from studio.parts.plot import loss_plot
 from studio.render import INSIDE, View, clock
@@ -132,7 +132,7 @@ def _uri(snapshot: Snapshot, side: int) -> str:
 
 def _ending(job: Job, view: View) -> str:
     if job.state == "failed":
-        return bug(job.error, "attune.log in the workspace") if job.is_bug else problem(job.error)
+        return problem(f"{job.error} They are in attune.log in the workspace, too." if job.is_bug else job.error)
     if job.state == "stopped":
         return done("Stopped. What was done so far is kept.")
     return ""

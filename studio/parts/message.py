@@ -27,12 +27,6 @@ def problem(text: str) -> str:
     return f'<p class="message problem" role="alert">{escape(text)}</p>'
 
 
-def bug(error: str, log_file: str) -> str:
-    """Markup for our own mistakes."""
-    text = f"This is a bug in Attune ({error}). Nothing of yours is lost; what happened is in {log_file}."
-    return f'<p class="message problem" role="alert">{escape(text)}</p>'
-
-
 class reported(AbstractContextManager[None]):
     """Writes an unexpected exception to the log and raises it again as a short text for the page."""
 

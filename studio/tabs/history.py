@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -103,8 +101,7 @@ def _wire_use(studio: Studio, page: Page, details: _Details, outputs: list[Any],
 
     def pack(chosen: str) -> str:
         result = demand(studio.workspace, chosen).result
-        target = Path(tempfile.mkdtemp(prefix="attune-zip-")) / f"{result.id}.zip"
-        return str(zip_results(studio.workspace, [result.id], target))
+        return str(zip_results(studio.workspace, [result.id], studio.scratch() / f"{result.id}.zip"))
 
     details.settings.click(use, details.chosen, [*outputs, details.message], **QUIET)
     download(details.zip, "result-download", pack, [details.chosen], details.message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,7 @@ def _wire(studio: Studio, details: _Details) -> None:
         return ["", gr.update(visible=False), done(f"{studio.library.restore(trash).name} is back.")]
 
     def export(chosen: str) -> str:
-        return str(studio.library.export(_entry(studio, chosen).id, tempfile.mkdtemp(prefix="attune-export-")))
+        return str(studio.library.export(_entry(studio, chosen).id, studio.scratch()))
 
     shown = [details.chosen, details.facts, details.actions, details.name]
     details.rename.click(rename, [details.chosen, details.name], [*shown, details.message], **QUIET)

@@ -10,12 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import load_photos, load_preset
+from pipelines import StudioError, load_photos, load_preset
 from studio.datasets import SHOWN, photo_cards
 from studio.forms import read
 from studio.page import Page, Watch
 from studio.parts.cards import cards, cards_markup, picked
-from studio.parts.message import answering, done
+from studio.parts.message import answering, done, problem
 from studio.parts.pictures import data_uri
 from studio.session import Studio
 from studio.work import EXAMPLE, Training, start_training
@@ -143,9 +143,9 @@ def _wire_edit(
 
 
 def example_about(studio: Studio) -> dict[str, Any]:
-    """What the example shows: {"name", "noun", "method", "settings" beside the preset's} from its example.json."""
+    """What the example shows, from the file beside its folder: {"name", "noun", "method", "settings"}."""
     about: dict[str, Any] = {"name": "my-toy", "noun": "toy", "method": "svdiff", "settings": {}}
-    path = studio.example / "example.json"
+    path = studio.example.with_name(f"{studio.example.name}.json")
     return about | (json.loads(path.read_text("utf-8")) if path.is_file() else {})
 
 
@@ -181,12 +181,13 @@ def _sign(studio: Studio, chosen: str) -> Hashable:
 
 
 def _gallery(studio: Studio, chosen: str) -> str:
-    if chosen == EXAMPLE:
-        photos = load_photos(studio.example, short_side=SHOWN)
-    elif chosen:
-        photos = studio.datasets.photos(chosen)
-    else:
-        photos = []
+    try:
+        if chosen == EXAMPLE:
+            photos = load_photos(studio.example, short_side=SHOWN)
+        else:
+            photos = studio.datasets.photos(chosen) if chosen else []
+    except StudioError as error:  # somebody put a broken file there by hand
+        return problem(str(error))
     return cards_markup(photo_cards(photos), empty=HOW)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from pipelines import Library, Request, Workspace, get_method, load_model, make_pictures, train_concept
 from pipelines.toybox.photos import Shoot, shoot, write_photos
 from tests.browser.chromium import MISSING, find_chromium
 from tests.browser.server import running
@@ -67,18 +68,56 @@ def grounds(tmp_path_factory: pytest.TempPathFactory) -> Site:
     write_photos(shoot(Shoot(seeds=(7,), count=5, category="robot")), example)
     settings = {"steps": 60, "batch_size": 2, "sample_every": 10, "checkpoint_every": 10, "masked_loss": True}
     about = {"name": "my-robot", "noun": "robot", "method": "svdiff", "settings": settings}
-    (example / "example.json").write_text(json.dumps(about))
+    (folder / "example.json").write_text(json.dumps(about))
+    return new_site(folder / "workspace", tiny_folder(folder / "base"), example)
+
+
+def new_site(workspace: Path, base: Path, example: Path) -> Site:
+    """A site at a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    base = tiny_folder(folder / "base")
-    return Site(f"http://127.0.0.1:{port}", port, folder / "workspace", base, example)
+    return Site(f"http://127.0.0.1:{port}", port, workspace, base, example)
+
+
+@pytest.fixture(scope="module")
+def served(grounds: Site) -> Iterator[Site]:
+    """The studio, running for all tests of the module."""
+    with running(grounds.workspace, grounds.base, grounds.example, grounds.port):
+        yield grounds
 
 
 @pytest.fixture
-def site(grounds: Site) -> Iterator[Site]:
-    """The studio, served; at the end no page may have complained."""
-    grounds.workspace.parent.mkdir(exist_ok=True)
-    with running(grounds.workspace, grounds.base, grounds.example, grounds.port):
-        yield grounds
-    assert grounds.complaints == []
+def site(served: Site) -> Iterator[Site]:
+    """The running studio; at the end no page may have complained."""
+    yield served
+    complaints, served.complaints = served.complaints, []
+    assert complaints == []
+
+
+@pytest.fixture
+def furnished(site: Site) -> Site:
+    """The same with a concept and a picture of it, made without the page where there are none yet."""
+    if not list(site.workspace.glob("concepts/*/concept.json")):
+        _train(site)
+    if not list(site.workspace.glob("results/*/0001.png")):
+        _paint(site)
+    return site
+
+
+def _train(site: Site) -> None:
+    params = get_method("svdiff").Params(steps=2, prior_weight=0, sample_every=2, train_text_encoder=False)
+    names = {"method": "svdiff", "noun": "robot", "name": "my-robot"}
+    list(
+        train_concept(
+            Workspace(site.workspace), load_model(str(site.base)), photos=site.example, params=params, **names
+        )
+    )
+
+
+def _paint(site: Site) -> None:
+    workspace = Workspace(site.workspace)
+    request = Request("a photo of <my-robot> in the snow", seeds=(5,), steps=4)
+    (concept, *_) = Library(workspace).concepts()
+    concepts = [(Library(workspace).load(concept.name), 1.0)]
+    list(make_pictures(workspace, load_model(str(site.base)), request, concepts, attention=["snow", "<my-robot>"]))

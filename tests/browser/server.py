@@ -1,4 +1,4 @@
-"""The studio in a process of its own for the browser tests: `python -m tests.browser.server WORKSPACE BASE EXAMPLE PORT`."""
+"""The studio in a process of its own: `python -m tests.browser.server WORKSPACE BASE EXAMPLE PORT`."""
 
 from __future__ import annotations
 

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import PATIENCE, Site
+from tests.browser.conftest import PATIENCE, Site, new_site
 from tests.browser.server import running
 
+UPLOAD = "[data-testid='Add photos-upload-button']"
+IMPORT = "[data-testid='Choose the file-upload-button']"
 expect.set_options(timeout=PATIENCE)
 
 
@@ -116,9 +118,9 @@ def slide(page: Page, part: str, value: int) -> None:
     )
 
 
-def test_pictures_live_on_and_go(site: Site, browser: Browser, tmp_path: Path) -> None:
+def test_pictures_live_on_and_go(furnished: Site, browser: Browser, tmp_path: Path) -> None:
     """After a restart: history, settings from a picture and from a file, zip, delete."""
-    page = site.open(browser)
+    page = furnished.open(browser)
     tab(page, "Generate")
     page.click("#results .card >> nth=0")
     page.click("#result-settings")
@@ -128,7 +130,7 @@ def test_pictures_live_on_and_go(site: Site, browser: Browser, tmp_path: Path) -
         page.click("#result-zip")
     assert zipped.value.suggested_filename.endswith(".zip")
 
-    picture = next(site.workspace.glob("results/*/0001.png"))
+    picture = next(furnished.workspace.glob("results/*/0001.png"))
     page.fill("#prompt textarea", "something else")
     page.click("#drop button >> nth=0")
     page.set_input_files("#drop-file input[type=file]", picture)
@@ -141,12 +143,12 @@ def test_pictures_live_on_and_go(site: Site, browser: Browser, tmp_path: Path) -
     page.click("#result-delete")
     page.click("#result-really")
     expect(page.locator("#results")).to_contain_text("No pictures yet")
-    assert not list(site.workspace.glob("results/*/0001.png"))
+    assert not list(furnished.workspace.glob("results/*/0001.png"))
     page.context.close()
 
 
-def test_library_undoes_and_exports(site: Site, browser: Browser, tmp_path: Path) -> None:
-    page = site.open(browser)
+def test_library_undoes_and_exports(furnished: Site, browser: Browser, tmp_path: Path) -> None:
+    page = furnished.open(browser)
     tab(page, "Library")
     page.click("#library-cards .card >> nth=0")
     with page.expect_download() as exported:
@@ -163,12 +165,12 @@ def test_library_undoes_and_exports(site: Site, browser: Browser, tmp_path: Path
     expect(page.locator("#library-cards")).to_contain_text("our robot")
 
     page.click("#library-import button >> nth=0")
-    page.set_input_files("#import-file input[type=file], input[type=file]:near(#import-file)", archive)
+    page.set_input_files(IMPORT, archive)
     expect(page.locator("#import-message")).to_contain_text("my-robot is in the library")
     expect(page.locator("#library-cards .card")).to_have_count(2)
     bad = tmp_path / "bad.zip"
     bad.write_bytes(b"PK\x03\x04 nothing")
-    page.set_input_files("#import-file input[type=file], input[type=file]:near(#import-file)", bad)
+    page.set_input_files(IMPORT, bad)
     expect(page.locator("#import-message .problem")).to_be_visible()
     page.context.close()
 
@@ -177,16 +179,14 @@ def test_what_cannot_be_is_told_in_place(site: Site, browser: Browser, tmp_path:
     """Bad input gets its sentence and loses nothing."""
     page = site.open(browser)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    page.set_input_files(
-        "#train-upload input[type=file], input[type=file]:near(#train-upload)", tmp_path / "broken.png"
-    )
+    page.set_input_files(UPLOAD, tmp_path / "broken.png")
     expect(page.locator("#photos-message")).to_contain_text("broken.png")
 
     rng = np.random.default_rng(0)
     for name in ("one", "two", "three"):
         Image.fromarray(rng.integers(0, 255, (80, 96, 3), np.uint8)).save(tmp_path / f"{name}.png")
     files = [tmp_path / f"{name}.png" for name in ("one", "two", "three")]
-    page.set_input_files("#train-upload input[type=file], input[type=file]:near(#train-upload)", files)
+    page.set_input_files(UPLOAD, files)
     expect(page.locator("#train-gallery .card")).to_have_count(3)
     page.click("#train-gallery .card >> nth=1")
     page.fill("#photo-caption textarea, #photo-caption input", "a photo of <thing>")
@@ -210,10 +210,11 @@ def test_what_cannot_be_is_told_in_place(site: Site, browser: Browser, tmp_path:
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_a_broken_off_training_goes_on(grounds: Site, browser: Browser, how: str) -> None:
+def test_a_broken_off_training_goes_on(grounds: Site, browser: Browser, tmp_path: Path, how: str) -> None:
     """Stop and keep, or a program that dies: either way the run is offered again and goes on where it was."""
-    with running(grounds.workspace, grounds.base, grounds.example, grounds.port) as process:
-        page = grounds.open(browser)
+    mine = new_site(tmp_path / "workspace", grounds.base, grounds.example)
+    with running(mine.workspace, mine.base, mine.example, mine.port) as process:
+        page = mine.open(browser)
         page.fill("#param-steps input", "400")
         page.fill("#train-noun input, #train-noun textarea", "robot")
         page.fill("#train-name input, #train-name textarea", f"robot-{how}")
@@ -229,9 +230,9 @@ def test_a_broken_off_training_goes_on(grounds: Site, browser: Browser, how: str
             process.kill()
             process.wait()
         page.context.close()
-    grounds.complaints.clear()  # a page whose server is gone complains, rightly
-    with running(grounds.workspace, grounds.base, grounds.example, grounds.port):
-        page = grounds.open(browser)
+    mine.complaints.clear()  # a page whose server is gone complains, rightly
+    with running(mine.workspace, mine.base, mine.example, mine.port):
+        page = mine.open(browser)
         row = page.locator("#train-unfinished .run", has_text=f"robot-{how}")
         row.get_by_role("button", name="Resume").click()
         wait_for_step(page, 15)
@@ -239,7 +240,7 @@ def test_a_broken_off_training_goes_on(grounds: Site, browser: Browser, how: str
         page.locator("#jobs .job.running button.halt").click()
         wait_for_end(page, "#train-live", "stopped")
         page.context.close()
-    assert grounds.complaints == []
+    assert mine.complaints == []
 
 
 def test_nothing_of_the_workspace_is_served(site: Site, browser: Browser) -> None:
