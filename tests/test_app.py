@@ -32,7 +32,7 @@ from studio.render import View, fold
 from studio.serve import Address, credentials, free_port, launch_options
 from studio.session import Studio
 from studio.work import Training, start_training
-from tests.browser.server import running
+from tests.browser.server import HOST, running
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def test_it_starts_without_weights_behind_a_login(tmp_path: Path, monkeypatch: p
     port = free_port("127.0.0.1", 18600)
     with running(tmp_path / "w", tmp_path / "no base", tmp_path / "no example", port):
         with pytest.raises(HTTPError) as refused:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=30)
+            urllib.request.urlopen(f"http://{HOST}:{port}/config", timeout=30)
         refused.value.close()
         assert refused.value.code == 401
     assert (tmp_path / "w" / "attune.log").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ class _Details:
     name: gr.Textbox
     rename: gr.Button
     export: gr.Button
+    original: gr.Button
     delete: gr.Button
     undo: gr.Button
     message: gr.HTML
@@ -48,6 +51,8 @@ def build(studio: Studio, page: Page) -> None:
             )
             shown = cards("library-cards", "Concepts")
             _import(studio)
+            _trash(studio, page)
+            gr.HTML(f'<p class="hint">Everything is kept in {escape(str(studio.workspace.root))}</p>')
         with gr.Column(scale=5, min_width=300):
             details = _details()
     page.watch(
@@ -73,12 +78,13 @@ def _details() -> _Details:
     with gr.Column(visible=False, elem_id="library-actions") as actions:
         name = gr.Textbox(label="Name", elem_id="library-name")
         with gr.Row():
-            rename = gr.Button("Rename", elem_id="library-rename", min_width=90)
-            export = gr.Button("Export as zip", elem_id="library-export", min_width=90)
-            delete = gr.Button("Delete", variant="stop", elem_id="library-delete", min_width=90)
+            rename = gr.Button("Rename", size="sm", elem_id="library-rename", min_width=90)
+            export = gr.Button("Export as zip", size="sm", elem_id="library-export", min_width=90)
+            original = gr.Button("Original files", size="sm", elem_id="library-original", min_width=90)
+            delete = gr.Button("Delete", size="sm", variant="stop", elem_id="library-delete", min_width=90)
     message = gr.HTML("", elem_id="library-message")
     undo = gr.Button("Undo the deletion", visible=False, elem_id="library-undo")
-    return _Details(chosen, deleted, facts, actions, name, rename, export, delete, undo, message)
+    return _Details(chosen, deleted, facts, actions, name, rename, export, original, delete, undo, message)
 
 
 def _wire(studio: Studio, details: _Details) -> None:
@@ -103,11 +109,20 @@ def _wire(studio: Studio, details: _Details) -> None:
     def export(chosen: str) -> str:
         return str(studio.library.export(_entry(studio, chosen).id, studio.scratch()))
 
+    def original(chosen: str) -> str:
+        """The way the method's own authors write it; several files as one zip."""
+        folder = studio.scratch()
+        files = studio.library.export_original(_entry(studio, chosen).id, folder)
+        if len(files) == 1:
+            return str(files[0])
+        return shutil.make_archive(str(studio.scratch() / "original"), "zip", folder)
+
     shown = [details.chosen, details.facts, details.actions, details.name]
     details.rename.click(rename, [details.chosen, details.name], [*shown, details.message], **QUIET)
     details.delete.click(delete, details.chosen, [details.deleted, details.undo, *shown, details.message], **QUIET)
     details.undo.click(undo, details.deleted, [details.deleted, details.undo, details.message], **QUIET)
     download(details.export, "library-download", export, [details.chosen], details.message)
+    download(details.original, "library-originals", original, [details.chosen], details.message)
 
 
 def _import(studio: Studio) -> None:
@@ -133,6 +148,27 @@ def _import(studio: Studio) -> None:
         return (done(f"{concept.name} is in the library. Write {tokens} in a prompt."),)
 
     upload.upload(take, [upload, noun, name, mine], [message], **QUIET)
+
+
+def _trash(studio: Studio, page: Page) -> None:
+    """What was deleted, each a click away from coming back."""
+    with gr.Accordion("Trash", open=False, elem_id="library-trash-box"):
+        gr.HTML('<p class="hint">Click a concept to bring it back.</p>')
+        shown = cards("library-trash", "Trash")
+        message = gr.HTML("", elem_id="trash-message")
+
+    @answering(0)
+    def back(event: gr.EventData) -> tuple[str]:
+        return (done(f"{studio.library.restore(picked(event)).name} is back."),)
+
+    shown.pick(back, None, [message], **QUIET)
+    page.watch(
+        Watch(
+            [shown],
+            studio.library_sign,
+            lambda: [cards_markup(concept_cards(studio.library.trashed(), ""), empty="The trash is empty.")],
+        )
+    )
 
 
 def _entry(studio: Studio, chosen: str) -> Entry:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import StudioError, load_photos, load_preset
+from pipelines import StudioError, load_photos, load_preset, method_names
 from studio.datasets import SHOWN, photo_cards
 from studio.forms import read
 from studio.page import Page, Watch
@@ -144,7 +144,7 @@ def _wire_edit(
 
 def example_about(studio: Studio) -> dict[str, Any]:
     """What the example shows, from the file beside its folder: {"name", "noun", "method", "settings"}."""
-    about: dict[str, Any] = {"name": "my-toy", "noun": "toy", "method": "svdiff", "settings": {}}
+    about: dict[str, Any] = {"name": "my-toy", "noun": "toy", "method": method_names()[0], "settings": {}}
     path = studio.example.with_name(f"{studio.example.name}.json")
     return about | (json.loads(path.read_text("utf-8")) if path.is_file() else {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -40,11 +41,13 @@ def build(studio: Studio, page: Page) -> None:
             chosen = photos.build(studio, page)
             asked = _what_and_how(studio, chosen)
             message = gr.HTML("", elem_id="train-message", render=False)
-            _form(studio, asked, message)
+            kind = gr.State(studio.base.kind)
+            _form(studio, asked, kind, message)
             message.render()
         with gr.Column(scale=7, min_width=330):
             live = gr.HTML(NO_RUN, elem_id="train-live", apply_default_css=False)
             unfinished = runs("train-unfinished")
+    page.watch(Watch([kind], lambda: studio.base.kind, lambda: [studio.base.kind]))
     page.watch(Watch([live], lambda: _live_sign(studio), lambda: [_live(studio)]))
     page.watch(Watch([unfinished], lambda: _runs_sign(studio), lambda: [runs_markup(studio.jobs.history())]))
 
@@ -72,16 +75,17 @@ def _what_and_how(studio: Studio, chosen: gr.Dropdown) -> _Asked:
         queue=False, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     methods = [(get_method(each).title, each) for each in method_names()]
-    first = methods[0][1] if methods else None
-    method = gr.Radio(methods, value=_preferred(methods), label="Method", elem_id="train-method")
-    choices, value = _presets_of(_preferred(methods) or first)
+    first = photos.example_about(studio)["method"]
+    method = gr.Radio(methods, value=first, label="Method", elem_id="train-method")
+    paper = gr.HTML(_paper(first), elem_id="train-paper")
+    choices, value = _presets_of(first)
     preset = gr.Dropdown(choices, value=value, label="Preset", elem_id="train-preset")
 
-    def presets_for(method: str) -> dict[str, Any]:
+    def presets_for(method: str) -> tuple[Any, str]:
         choices, value = _presets_of(method)
-        return gr.update(choices=choices, value=value)
+        return gr.update(choices=choices, value=value), _paper(method)
 
-    method.change(presets_for, method, preset, queue=False, api_visibility="private")
+    method.change(presets_for, method, [preset, paper], queue=False, api_visibility="private")
     return _Asked(chosen, noun, name, method, preset)
 
 
@@ -91,26 +95,23 @@ def _cleared(about: dict[str, Any], photos: str, noun: str, name: str) -> list[A
     return ["", ""] if untouched and photos != EXAMPLE else [gr.skip(), gr.skip()]
 
 
-def _preferred(methods: list[tuple[str, str]]) -> str | None:
-    """The method that has a Toybox preset and learns best there goes first; any other when it is missing."""
-    names = [name for _, name in methods]
-    return "svdiff" if "svdiff" in names else (names[0] if names else None)
+def _paper(method: str) -> str:
+    found = get_method(method)
+    return f'<p class="hint"><a href="{escape(found.paper, quote=True)}" target="_blank">The paper behind it</a></p>'
 
 
-def _presets_of(method: str | None) -> tuple[list[tuple[str, str]], str | None]:
-    if method is None:
-        return [], None
+def _presets_of(method: str) -> tuple[list[tuple[str, str]], str]:
     return [("For the loaded base", ""), *((preset.title, preset.name) for preset in presets(method))], ""
 
 
-def _form(studio: Studio, asked: _Asked, message: gr.HTML) -> None:
-    """The settings of the chosen method with the preset's values, and the button that reads them."""
+def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> None:
+    """The settings of the chosen method with the preset's values for the base, and the button that reads them."""
 
-    @gr.render(inputs=[asked.method, asked.preset], show_progress="hidden", queue=False)
-    def form(method: str | None, preset: str | None) -> None:
+    @gr.render(inputs=[asked.method, asked.preset, kind], show_progress="hidden", queue=False)
+    def form(method: str | None, preset: str | None, base_kind: str) -> None:
         if method is None or preset not in [name for _, name in _presets_of(method)[0]]:
             return  # the preset list follows the method a moment later
-        values = load_preset(method, preset or None, studio.base.kind)
+        values = load_preset(method, preset or None, base_kind)
         settings = fields(type(values))
         shown = basic(type(values))
         boxes: dict[str, Any] = {}
@@ -127,7 +128,7 @@ def _form(studio: Studio, asked: _Asked, message: gr.HTML) -> None:
         def train(photos: str, noun: str, name: str, seed: int, *given: Any) -> tuple[str]:
             params = read(type(values), dict(zip(boxes, given, strict=True)))
             wish = Training(
-                photos=photos or "",
+                photos=_needed(photos, "There are no photos yet. Add some, or choose the example."),
                 noun=_needed(noun, "What is it? Give the ordinary word for it, such as 'cat'."),
                 name=_needed(name, "Give it a name, such as 'my-cat'.").strip("<>"),
                 method=method,

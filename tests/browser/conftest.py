@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from pipelines import Library, Request, Workspace, get_method, load_model, make_pictures, train_concept
 from pipelines.toybox.photos import Shoot, shoot, write_photos
 from tests.browser.chromium import MISSING, find_chromium
-from tests.browser.server import running
+from tests.browser.server import HOST, running
 from tests.tiny import tiny_folder
 
 PATIENCE = 120_000  # ms; two busy cores
@@ -75,9 +75,9 @@ def grounds(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def new_site(workspace: Path, base: Path, example: Path) -> Site:
     """A site at a free port."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    return Site(f"http://127.0.0.1:{port}", port, workspace, base, example)
+    return Site(f"http://{HOST}:{port}", port, workspace, base, example)
 
 
 @pytest.fixture(scope="module")

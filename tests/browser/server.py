@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+HOST = "127.0.0.1"
 
 
 @contextmanager
 def running(workspace: Path, base: Path | str, example: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The studio at 127.0.0.1:`port`, ended with Ctrl+C as a person would end it."""
+    """The studio at this machine's `port`, ended with Ctrl+C as a person would end it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     log = workspace.parent / "server.log"
     with log.open("ab") as output:
@@ -41,7 +42,7 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+            with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
