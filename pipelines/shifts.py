@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,34 @@ from pipelines.weights import ChangeSet, weights_of
 
 if TYPE_CHECKING:
     from pipelines.methods import Stage
-    from pipelines.methods.svdiff import Params
     from pipelines.model import Model
 
 KEY = ".delta"  # after a layer's path, as published
 
 
+class Settings(Protocol):
+    """What is asked of a method's settings here."""
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def lr_1d(self) -> float: ...
+
+    @property
+    def layers(self) -> str: ...
+
+    @property
+    def mode_1d(self) -> str: ...
+
+    @property
+    def train_text_encoder(self) -> bool: ...
+
+
 class Shifts:
     """The shifts of one concept on a model: SVDiff's adapter."""
 
-    def __init__(self, group: ChangeSet, params: Params) -> None:
+    def __init__(self, group: ChangeSet, params: Settings) -> None:
         self.group = group
         self.params = params
 
@@ -86,7 +104,7 @@ def _numbers(tensor: Tensor) -> str:
     return " x ".join(str(side) for side in tensor.shape) + (" numbers" if tensor.numel() != 1 else " number")
 
 
-def chosen(model: Model, params: Params) -> dict[str, nn.Module]:
+def chosen(model: Model, params: Settings) -> dict[str, nn.Module]:
     """The layers that learn, by their names in `weights_of` (the paper's subsets, table in its section 4.4)."""
     wanted = _members(model.unet, params.layers)
     return {
@@ -117,7 +135,7 @@ def _dimensions(module: nn.Module) -> int:
     return cast(nn.Parameter, module._parameters["weight"]).ndim
 
 
-def no_change(module: nn.Module, params: Params) -> Change:
+def no_change(module: nn.Module, params: Settings) -> Change:
     """A change of a layer whose numbers are all zero, fp32 (float64 for a float64 base)."""
     weight = cast(nn.Parameter, module._parameters["weight"])
     dtype = torch.promote_types(weight.dtype, torch.float32)
