@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
@@ -85,7 +85,7 @@ def loss(model: Model, adapter: Shifts, batch: Batch, stage: Stage) -> dict[str,
     """Denoising, with prior preservation and masks as the batch brings them."""
     from pipelines.losses import denoising_loss
 
-    return denoising_loss(model, adapter, batch, adapter.params)
+    return denoising_loss(model, adapter, batch, cast(Params, adapter.params))
 
 
 def _rare_words(params: Params, subjects: Sequence[Subject]) -> list[str]:
