@@ -6,6 +6,7 @@ import getpass
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -57,8 +58,11 @@ def serve(address: Address, workspace: Path | None, base: str, **options: Any) -
         where = {"server_name": address.host, "server_port": port, "auth": auth, "inbrowser": address.inbrowser}
         blocks.launch(**launch_options(studio), **where, prevent_thread_lock=True, quiet=True)
         say(f"Attune is at http://{shown_host(address.host)}:{port}   (workspace: {home.root}; Ctrl+C ends it)")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it, the running job is kept
         blocks.block_thread()
     finally:
+        if studio.jobs.active():
+            say("Stopping; what was done so far is kept …")
         studio.close()
 
 

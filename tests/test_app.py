@@ -31,9 +31,9 @@ from studio.parts.scrubber import payload
 from studio.render import View, fold
 from studio.serve import Address, credentials, free_port, launch_options
 from studio.session import Studio
-from studio.work import Training, start_training
+from studio.work import Training, start_change_of_base, start_training, start_warming
 from tests.browser.server import HOST, running
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_folder, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 NASTY = "<img src=x onerror=alert(1)>\"'${1+1}{{x}}"
@@ -101,6 +101,25 @@ def test_it_starts_without_weights_behind_a_login(tmp_path: Path, monkeypatch: p
         refused.value.close()
         assert refused.value.code == 401
     assert (tmp_path / "w" / "attune.log").exists()
+
+
+def test_a_missing_base_is_told_and_the_present_one_stays(tmp_path: Path) -> None:
+    studio = Studio(Workspace(tmp_path / "w"), base=str(tmp_path / "nowhere"))
+    try:
+        start_warming(studio)
+        (job,) = studio.jobs.jobs()
+        assert job.wait(120) and job.state == "failed"
+        assert "nowhere" in studio.base.error and studio.base.model is None
+        start_warming(studio)  # it isn't tried again and again
+        assert len(studio.jobs.jobs()) == 1
+        change = start_change_of_base(studio, str(tiny_folder(tmp_path / "tiny")))
+        assert change.wait(120) and change.state == "done", change.error
+        model, tokenizer = studio.base.model, studio.base.tokenizer
+        assert studio.base.error == "" and model is not None and tokenizer is not model.tokenizers[0]
+        again = start_change_of_base(studio, str(tmp_path / "nowhere"))
+        assert again.wait(120) and again.state == "failed" and studio.base.model is model
+    finally:
+        studio.close()
 
 
 def test_a_studio_error_is_told_in_place_and_a_bug_is_not_swallowed() -> None:

@@ -12,7 +12,7 @@ from studio.page import Page, Watch
 from studio.parts.cards import picked
 from studio.parts.jobstrip import JobLine, jobs_markup, jobstrip
 from studio.parts.live import ending, progress_text
-from studio.parts.message import answering, done
+from studio.parts.message import answering, done, problem
 from studio.session import Studio
 from studio.work import start_change_of_base, start_warming, waiting
 
@@ -37,6 +37,7 @@ def build(studio: Studio, page: Page) -> None:
             )  # fmt: skip
             load = gr.Button("Load", elem_id="base-load", scale=1, min_width=90)
         message = gr.HTML("", elem_id="base-message")
+    trouble = gr.HTML("", elem_id="base-trouble")
     strip = jobstrip("jobs")
     toast = gr.HTML("", elem_id="toast")
     before = gr.State([])
@@ -55,7 +56,7 @@ def build(studio: Studio, page: Page) -> None:
     strip.stop(stop, None, None, queue=False, api_visibility="private", show_progress="hidden")
     page.opened.append(lambda: start_warming(studio))
     page.watch(Watch([strip], lambda: _jobs_sign(studio), lambda: [_jobs(studio)]))
-    page.watch(Watch([line], lambda: _base_sign(studio), lambda: [_base(studio)]))
+    page.watch(Watch([line, trouble], lambda: _base_sign(studio), lambda: _base(studio)))
     page.watch(Watch([toast, before], lambda _: _over(studio), lambda seen: _toast(studio, seen), [before]))
 
 
@@ -86,12 +87,13 @@ def _base_sign(studio: Studio) -> Any:
     return studio.base.where, studio.base.fingerprint, studio.base.error
 
 
-def _base(studio: Studio) -> str:
+def _base(studio: Studio) -> list[str]:
+    """Which base is loaded, and what went wrong with the one that was wanted."""
     base = studio.base
+    name, trouble = f"Base <b>{escape(base.title)}</b>", problem(base.error) if base.error else ""
     if base.model is not None:
-        return f'<p><i class="dot"></i>Base <b>{escape(base.title)}</b></p>'
-    state = "not loaded yet" if not base.error else base.error
-    return f'<p><i class="dot off"></i>Base <b>{escape(base.title)}</b>: {escape(state)}</p>'
+        return [f'<p><i class="dot"></i>{name}</p>', trouble]
+    return [f'<p><i class="dot off"></i>{name}, not loaded yet</p>', trouble]
 
 
 def _over(studio: Studio) -> Any:
