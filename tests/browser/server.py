@@ -39,7 +39,7 @@ def running(workspace: Path, base: Path | str, example: Path, port: int) -> Iter
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
