@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,3 +66,16 @@ def test_the_runner_tells_and_ends_with_the_figures(model: Model, monkeypatch: p
     assert torch.get_num_threads() == threads
     with pytest.raises(StudioError, match="no bench 'speed'"):
         next(bench(["capture", "speed"], model))
+
+
+@pytest.mark.slow
+def test_capture_costs_at_most_a_twentieth(model: Model) -> None:
+    """A UNet of the Toybox base's size; the text width doesn't matter here."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(96, 160, 192), layers_per_block=1, cross_attention_dim=32,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    assert capture.measure(replace(model, unet=unet.eval()))["ratio"] <= 1.05

@@ -14,6 +14,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, IPAdapterAttnProcessor2_0
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.attention import seat
@@ -164,8 +165,9 @@ def test_layers_looked_at_together_and_in_blocks_are_the_same(
     mask = torch.ones(3, 77, dtype=torch.bool)
     mask[1, 5:] = False
     with probe_attention(unet, now, later) as tap:
-        for limit in (seat.GATHER, seat.BLOCK):
-            monkeypatch.setitem(limit, "cpu", block)
+        monkeypatch.setattr(seat, "AT_ONCE", set())
+        monkeypatch.setattr(seat, "GATHER", block)
+        monkeypatch.setitem(seat.BLOCK, "cpu", block)
         tap.at(Step(cond=slice(1, 3)))
         call(unet, 3, (12, 20), encoder_attention_mask=mask)
         assert not tap.waiting and not tap.running
@@ -175,8 +177,27 @@ def test_layers_looked_at_together_and_in_blocks_are_the_same(
 
 
 @torch.no_grad()
+def test_the_kernels_own_normaliser_gives_the_same_columns(unet: Any) -> None:
+    """With another kernel nothing is overheard, and the columns come out the same."""
+    told, computed = Watcher(cross(5, 2)), Watcher(everything)
+    plain = call(unet, 3, (12, 20))
+    with probe_attention(unet, told) as tap:
+        tap.at(Step(cond=slice(1, 3)))
+        assert torch.equal(call(unet, 3, (12, 20)), plain)
+        assert all(place.attn.processor.lse is not None for place in Seat.taken.values())
+    with probe_attention(unet, computed, second := Watcher(cross(5, 2))) as tap, sdpa_kernel(SDPBackend.MATH):
+        tap.at(Step(cond=slice(1, 3)))
+        call(unet, 3, (12, 20))
+        assert all(place.attn.processor.lse is None for place in Seat.taken.values())
+    for name, columns in told.seen.items():
+        for other in (computed.seen[name][..., [5, 2]], second.seen[name]):
+            torch.testing.assert_close(columns, other, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_what_waits_is_bounded(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seat, "HOLD", 1)
+    monkeypatch.setattr(seat, "AT_ONCE", set())
     order: list[str] = []
     watcher = Watcher(lambda site: Columns([1], grad=False) if site.kind == "cross" else None)
     with probe_attention(sd1, watcher) as tap:
@@ -193,7 +214,8 @@ def test_what_waits_is_bounded(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @torch.no_grad()
-def test_a_failed_forward_leaves_nothing_waiting(sd1: Any) -> None:
+def test_a_failed_forward_leaves_nothing_waiting(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seat, "AT_ONCE", set())
     watcher = Watcher(lambda site: Columns([1], grad=False) if site.kind == "cross" else None)
     with probe_attention(sd1, watcher) as tap:
         with pytest.raises(RuntimeError):
@@ -249,7 +271,7 @@ def test_single_columns_and_positions_per_row(sd1: Any) -> None:
     with probe_attention(sd1, Watcher(lambda s: own.wants(s) if s.kind == "cross" else None), own):
         call(sd1)
     for name, columns in some.seen.items():
-        assert torch.equal(columns, whole.seen[name][..., [5, 2]])
+        torch.testing.assert_close(columns, whole.seen[name][..., [5, 2]], atol=1e-6, rtol=1e-5)
         assert torch.equal(own.seen[name][0, ..., 0], whole.seen[name][0, ..., 4])
         assert torch.equal(own.seen[name][1, ..., 0], whole.seen[name][1, ..., 9])
 

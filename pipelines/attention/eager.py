@@ -85,13 +85,13 @@ def split_heads(tensor: Tensor, heads: int) -> Tensor:
 def scores(attn: Attention, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """s Q K^T + bias, (rows, heads, queries, keys), in fp32 also under autocast: fp16 overflows here in SD 2."""
     with _full_precision(query.device.type):
-        queries, keys = _flat(query, attn.heads), _flat(key, attn.heads)
+        queries, keys = flat_heads(query, attn.heads), flat_heads(key, attn.heads)
         scores = torch.bmm(queries, (keys * attn.scale).transpose(1, 2))  # the keys are few: scale those
         scores = scores.view(-1, attn.heads, *scores.shape[1:])
         return scores if bias is None else scores + bias
 
 
-def _flat(tensor: Tensor, heads: int) -> Tensor:
+def flat_heads(tensor: Tensor, heads: int) -> Tensor:
     """(rows, n, heads * d) or (rows, heads, n, d) -> (rows * heads, n, d) in fp32; of a single row no copy is made."""
     tensor = split_heads(tensor, heads).flatten(0, 1)
     return tensor if tensor.dtype == torch.float32 else tensor.float()

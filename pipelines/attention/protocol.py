@@ -70,6 +70,11 @@ class Columns:
             raise StudioError(f"Token positions for {len(index)} rows, but the batch has {rows}. Give one list each.")
         return weights.gather(-1, index.repeat(sites, 1)[:, None, None].expand(*weights.shape[:3], -1))
 
+    def shared_index(self, keys: int, device: torch.device) -> Tensor | None:
+        """The positions as a tensor where they are the same for all rows, else None. Raises StudioError as `choose`."""
+        index = None if self.tokens is None else self._placed(keys, device)
+        return None if index is None or index.ndim != 1 else index
+
     def _placed(self, keys: int, device: torch.device) -> Tensor:
         """The positions as a tensor on the device; kept, because a copy to an accelerator waits for it."""
         wanted = (repr(self.tokens), keys, device)

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pipelines.attention.eager import PLAIN, Eager, bias, scores, split_heads
+from pipelines.attention.eager import PLAIN, Eager, bias, flat_heads, scores, split_heads
+from pipelines.attention.overhear import Overhearing
 from pipelines.attention.protocol import Columns, Edit, Probe, Site, Tap
 from pipelines.errors import StudioError
 
-HOLD = 64 * 2**20  # bytes of queries and keys that may wait to be looked at together
-# Probabilities that layers are gathered up to, and that are computed at a time. An accelerator wants few calls; a CPU
-# wants what stays in its caches (measured: blocks take less than half the time at 4096 queries).
-GATHER, BLOCK = {"cpu": 2**17}, {"cpu": 2**20}
-GATHER_ELSEWHERE, BLOCK_ELSEWHERE = 2**23, 2**25
+# An accelerator wants few calls, so there layers wait and are looked at together, within these bounds. A CPU wants
+# small tensors that are soon free again: keeping them was measured to cost more (fresh memory) than calls do.
+AT_ONCE = {"cpu"}
+HOLD = 64 * 2**20  # bytes of queries and keys that may wait
+GATHER = 2**23  # probabilities of layers computed together
+BLOCK = {"cpu": 2**20, "": 2**25}  # probabilities of one layer computed together; "" = elsewhere
 
 
 @dataclass(eq=False)
@@ -72,6 +74,7 @@ class Glance(NamedTuple):
     query: Tensor
     key: Tensor
     mask: Tensor | None
+    lse: Tensor | None  # (rows, heads, queries): log of the sum of exp(scores), where the layer told it
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -94,8 +97,7 @@ def look_together(tap: Tap) -> None:
         alike.setdefault(glance.kind, []).append(glance)
     with torch.no_grad():
         for glances in alike.values():
-            limit = GATHER.get(glances[0].query.device.type, GATHER_ELSEWHERE)
-            count = max(1, limit // glances[0].size)
+            count = max(1, GATHER // glances[0].size)
             for first in range(0, len(glances), count):
                 _look_at(glances[first : first + count])
 
@@ -107,13 +109,25 @@ def _look_at(glances: list[Glance]) -> None:
     masks = [glance.mask for glance in glances if glance.mask is not None]
     mask = _joined(masks) if masks else None
     attn, columns = glances[0].attn, glances[0].guest.columns
-    size = len(glances) * glances[0].size / BLOCK.get(query.device.type, BLOCK_ELSEWHERE)
+    size = len(glances) * glances[0].size / BLOCK.get(query.device.type, BLOCK[""])
     parts = 1 if mask is not None and mask.shape[2] > 1 else max(1, round(size))
     chosen = [
         columns.choose(scores(attn, part, key, mask).softmax(-1), len(glances)) for part in query.chunk(parts, -2)
     ]
     for glance, seen in zip(glances, _joined(chosen, 2).chunk(len(glances)), strict=True):
         glance.guest.show(seen)
+
+
+def _look_with_lse(glance: Glance, lse: Tensor) -> bool:
+    """P[:, t] = exp(s q k_t - lse) for the chosen keys alone; False for a wish this can't serve."""
+    index = glance.guest.columns.shared_index(glance.key.shape[-2], glance.key.device)
+    if index is None:
+        return False
+    heads, scale = glance.attn.heads, glance.attn.scale
+    query, key = flat_heads(glance.query, heads), flat_heads(glance.key.index_select(-2, index), heads)
+    logs = torch.baddbmm(lse.flatten(0, 1).unsqueeze(-1), query, key.transpose(1, 2), beta=-1, alpha=scale)
+    glance.guest.show(logs.exp_().view(-1, heads, *logs.shape[1:]))
+    return True
 
 
 def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
@@ -133,7 +147,7 @@ class Seat:
     def __init__(self, attn: Attention) -> None:
         self.attn = attn
         self.guests: list[Guest] = []
-        self._processor: Any = None  # the layer's own, while an eager one stands in for it
+        self._own: Any = None  # the layer's own processor, while another stands in for it
         self._hooks: list[RemovableHandle] = []
         self._listens_to: tuple[nn.Module, ...] = ()
         self._query: Tensor | None = None
@@ -141,7 +155,7 @@ class Seat:
 
     def join(self, guest: Guest) -> None:
         """StudioError, with nothing changed, when this layer can't give what the guest wants."""
-        own = self._processor or self.attn.processor
+        own = self._own or self.attn.processor
         if self.attn.added_kv_proj_dim is not None or (isinstance(guest.want, Edit) and not isinstance(own, PLAIN)):
             raise StudioError(
                 f"Layer '{guest.site.name}' computes its attention with {type(own).__name__}, which can't be "
@@ -161,33 +175,36 @@ class Seat:
             del self.taken[self.attn]
 
     def _arrange(self) -> None:
-        """An edit needs an eager processor; looking alone needs hooks beside the layer's own; nobody needs neither."""
+        """Hooks beside the layer's own code for those who look, an eager processor while somebody edits."""
         while self._hooks:
             self._hooks.pop().remove()
         self._query = self._key = None
-        editing = any(isinstance(guest.want, Edit) for guest in self.guests)
-        if editing and self._processor is None:
-            self._processor = self.attn.processor
-            eager: Any = Eager(self.attend, self._fused(self._processor))
-            self.attn.set_processor(eager)
-        if not editing and self._processor is not None:
-            self.attn.set_processor(self._processor)
-            self._processor = None
-        if self.guests and not editing:
+        if self._own is not None:
+            self.attn.set_processor(self._own)
+            self._own = None
+        stand_in: Any = None
+        if any(isinstance(guest.want, Edit) for guest in self.guests):
+            stand_in = Eager(self.attend, self._fused)
+        elif self.guests:
             self._listens_to = self._sources()
             query, key = self._listens_to
             self._hooks.append(query.register_forward_hook(self._hear_query))
             self._hooks.append(key.register_forward_hook(self._hear_key))
             self._hooks.append(self.attn.register_forward_hook(self._after, with_kwargs=True))
+            stand_in = Overhearing(self.attn.processor) if type(self.attn.processor) is AttnProcessor2_0 else None
+        if stand_in is not None:
+            self._own = self.attn.processor
+            self.attn.set_processor(stand_in)
 
-    def _fused(self, processor: Any) -> bool:
-        return isinstance(processor, FusedAttnProcessor2_0)
+    @property
+    def _fused(self) -> bool:
+        return isinstance(self._own or self.attn.processor, FusedAttnProcessor2_0)
 
     def _sources(self) -> tuple[nn.Module, nn.Module]:
         """The modules whose outputs are the queries and the keys, and what comes with them where they are fused."""
         attn = self.attn
         query, key = attn.to_q, attn.to_k
-        if self._fused(attn.processor):
+        if self._fused:
             query, key = (attn.to_q, attn.to_kv) if attn.is_cross_attention else (attn.to_qkv, attn.to_qkv)
         return attn.norm_q or query, attn.norm_k or key
 
@@ -205,7 +222,7 @@ class Seat:
                 f"Layer '{self.guests[0].site.name}' was rebuilt while its attention is watched. "
                 "Attach concepts and adapters first, then open the probe."
             )
-        if self._fused(self.attn.processor):
+        if self._fused:
             parts = 2 if self.attn.is_cross_attention else 3
             query = query if parts == 2 or self.attn.norm_q is not None else query.chunk(3, -1)[0]
             key = key if self.attn.norm_k is not None else key.chunk(parts, -1)[parts - 2]
@@ -216,19 +233,24 @@ class Seat:
         query, key = self._heard()
         given = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
         mask = bias(attn, given, len(query), key.shape[-2])
+        lse = attn.processor.lse if isinstance(attn.processor, Overhearing) else None
         for guest in self.guests:
-            tap, rows = guest.tap, guest.tap.step.cond
-            glance = Glance(guest, attn, query[rows], key[rows], None if mask is None else mask[rows])
-            if not len(glance.query):
-                continue
-            if tap.running and not guest.columns.grad:
-                tap.waiting.append(glance)
-                tap.held += query.nbytes + key.nbytes
-                if tap.held > HOLD:
-                    look_together(tap)
-            else:
-                with nullcontext() if guest.columns.grad else torch.no_grad():
-                    _look_at([glance])
+            rows = guest.tap.step.cond
+            masked, told = None if mask is None else mask[rows], None if lse is None else lse[rows]
+            glance = Glance(guest, attn, query[rows], key[rows], masked, told)
+            if len(glance.query):
+                self._look(glance)
+
+    def _look(self, glance: Glance) -> None:
+        tap, grad = glance.guest.tap, glance.guest.columns.grad
+        if tap.running and not grad and glance.query.device.type not in AT_ONCE:
+            tap.waiting.append(glance)
+            tap.held += glance.query.nbytes + glance.key.nbytes
+            if tap.held > HOLD:
+                look_together(tap)
+        elif glance.lse is None or not _look_with_lse(glance, glance.lse):
+            with nullcontext() if grad else torch.no_grad():
+                _look_at([glance])
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(edit(s Q K^T + mask)) V: (rows, queries, width); edits in the order the probes came, then looks."""
