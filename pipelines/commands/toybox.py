@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.commands.arguments import Parser, command
 from pipelines.commands.terminal import Terminal
+from pipelines.errors import StudioError
 
 
 def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
@@ -33,6 +34,13 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     building.add_argument("--quick", action="store_true", help="walk the whole path in two minutes, for a test")
     building.set_defaults(run=build)
     command(actions, "gates", "measure the shipped models against their gates").set_defaults(run=gates)
+    learning = command(actions, "quality", "learn unseen subjects and judge pictures of them on other backgrounds")
+    learning.add_argument("--method", required=True, help="how to learn them")
+    learning.add_argument("--seeds", required=True, metavar="A-B", help="subject seeds, both ends included")
+    learning.add_argument("--preset", help="named settings (default: the method's own for Toybox)")
+    learning.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+    learning.add_argument("--masks", action="store_true", help="count the loss inside the true masks")
+    learning.set_defaults(run=quality)
 
 
 def photos(options: argparse.Namespace, terminal: Terminal) -> None:
@@ -70,6 +78,18 @@ def gates(options: argparse.Namespace, terminal: Terminal) -> None:
 
     report = terminal.watch(commands.gates())
     terminal.result(report, *_flat(report))
+
+
+def quality(options: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.toybox import commands
+
+    first, dash, last = options.seeds.partition("-")
+    if not (first.isdigit() and (last.isdigit() if dash else not last)):
+        raise StudioError(f"'{options.seeds}' is no range of subject seeds. Write it as 2000-2009.")
+    seeds = range(int(first), int(last or first) + 1)
+    events = commands.quality(options.method, seeds, options.preset, options.set, options.masks)
+    report = terminal.watch(events)
+    terminal.result(report, *_flat({key: value for key, value in report.items() if key != "subjects"}))
 
 
 def _seen(picture: dict[str, Any]) -> str:

@@ -69,3 +69,21 @@ def gates() -> Iterator[Event]:
     from pipelines.toybox.gates import gates as measured
 
     yield from measured()
+
+
+def quality(
+    method: str, seeds: Sequence[int], preset: str | None = None, settings: Sequence[str] = (), masks: bool = False
+) -> Iterator[Event]:
+    """Learn each subject with a method's Toybox preset (changed by `settings`) and judge the pictures."""
+    from pipelines.methods import get_method
+    from pipelines.model import load_model
+    from pipelines.preset import load_preset
+    from pipelines.settings import parse_settings, validated
+    from pipelines.toybox.quality import Trial, concept_quality
+
+    if not seeds:
+        raise StudioError("The range of subject seeds is empty. Write the smaller one first, as 2000-2009.")
+    changes = parse_settings(get_method(method).Params, list(settings))
+    chosen = load_preset(method, preset, "toybox")
+    params = validated(type(chosen), chosen.model_dump() | {"sample_every": 0, "checkpoint_every": 0} | changes)
+    yield from concept_quality(load_model("toybox"), Trial(method, tuple(seeds), params, masks))

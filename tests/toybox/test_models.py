@@ -124,6 +124,7 @@ def test_building_from_nothing_makes_models_that_load_and_paint(tmp_path: Path) 
         scenes=80,
         vae=replace(QUICK.vae, steps=3),
         clip=replace(QUICK.clip, steps=3),
+        clip_vision=replace(QUICK.clip_vision, steps=3),
         base=replace(QUICK.base, steps=3),
         judge=replace(QUICK.judge, steps=2),
     )
