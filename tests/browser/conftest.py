@@ -66,7 +66,7 @@ def grounds(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("studio")
     example = folder / "example"
     write_photos(shoot(Shoot(seeds=(7,), count=5, category="robot")), example)
-    settings = {"steps": 60, "batch_size": 2, "sample_every": 10, "checkpoint_every": 10, "masked_loss": True}
+    settings = {"steps": 150, "batch_size": 2, "sample_every": 15, "checkpoint_every": 50, "masked_loss": True}
     about = {"name": "my-robot", "noun": "robot", "method": "svdiff", "settings": settings}
     (folder / "example.json").write_text(json.dumps(about))
     return new_site(folder / "workspace", tiny_folder(folder / "base"), example)

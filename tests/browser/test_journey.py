@@ -48,9 +48,21 @@ def generate(page: Page, prompt: str) -> None:
     page.press("#prompt textarea", "Control+Enter")
 
 
-def test_a_newcomers_journey(site: Site, browser: Browser) -> None:
-    page = site.open(browser)
+def test_a_newcomers_journey(grounds: Site, browser: Browser, tmp_path: Path) -> None:
+    site = new_site(tmp_path / "workspace", grounds.base, grounds.example)
+    with running(site.workspace, site.base, site.example, site.port):
+        page = site.open(browser)
+        train_the_example(site, browser, page)
+        generate_with_it(page)
+        look_at_its_attention(page)
+        find_it_in_the_library(page)
+        page.context.close()
+    assert site.complaints == []
+
+
+def train_the_example(site: Site, browser: Browser, page: Page) -> None:
     page.click("#example-button")
+    expect(page.locator("#jobs .job", has_text="Train my-robot")).to_be_visible()
 
     # loss and heat map move
     page.wait_for_selector("#train-heatmap img")
@@ -59,7 +71,6 @@ def test_a_newcomers_journey(site: Site, browser: Browser) -> None:
     page.wait_for_function("old => document.querySelector('#train-heatmap img').src !== old", arg=heat)
     assert page.get_attribute("#train-live .plot polyline", "points") != line
     assert "of its attention is on the subject" in page.inner_text("#train-live")
-    expect(page.locator("#jobs .job.running")).to_contain_text("Train my-robot")
 
     # a reload in the middle, and a second browser, find the run again
     before = trained_steps(page)
@@ -72,7 +83,9 @@ def test_a_newcomers_journey(site: Site, browser: Browser) -> None:
     wait_for_end(page, "#train-live")
     expect(page.locator("#toast .toast")).to_contain_text("Finished: Train my-robot")
 
-    # generate with it, watching one more word
+
+def generate_with_it(page: Page) -> None:
+    """Watching one more word."""
     tab(page, "Generate")
     page.fill("#prompt textarea", "a photo of <my-robot> in the snow")
     page.click("#prompt-chips [data-word=snow]")
@@ -85,7 +98,9 @@ def test_a_newcomers_journey(site: Site, browser: Browser) -> None:
     page.click("#results .card >> nth=0")
     expect(page.locator("#result-facts")).to_contain_text("my-robot at 1")
 
-    # its attention, scrubbed
+
+def look_at_its_attention(page: Page) -> None:
+    """From the picture into the scrubber."""
     page.click("#result-attention")
     canvas = page.locator("#scrubber canvas")
     expect(canvas).to_have_attribute("data-cell", "0/0")
@@ -103,13 +118,13 @@ def test_a_newcomers_journey(site: Site, browser: Browser) -> None:
         page.click("#scrubber [data-part=save]")
     assert saved.value.suggested_filename == "attention-my-robot.png"
 
-    # and the library has it
+
+def find_it_in_the_library(page: Page) -> None:
     tab(page, "Library")
     page.click("#library-cards .card >> nth=0")
     expect(page.locator("#library-details")).to_contain_text("<my-robot> (robot)")
     page.fill("#library-search input, #library-search textarea", "nothing like it")
     expect(page.locator("#library-cards")).to_contain_text("No concept has these words")
-    page.context.close()
 
 
 def slide(page: Page, part: str, value: int) -> None:
