@@ -25,7 +25,7 @@ def component(setting: Setting, value: Any, prefix: str = "param") -> gr.compone
     means.
     """
     common: dict[str, Any] = {"label": setting.help or setting.label, "info": _info(setting), "interactive": True}
-    common["elem_id"] = f"{prefix}-{setting.name}"
+    common |= {"elem_id": f"{prefix}-{setting.name}", "min_width": 150}
     match setting.kind:
         case "switch":
             return gr.Checkbox(value=bool(value), **common)

@@ -38,7 +38,7 @@ function coloured(row, column) {
   for (let i = 0; i < pixels.data.length; i += 4) {
     const grey = pixels.data[i];
     [pixels.data[i], pixels.data[i + 1], pixels.data[i + 2]] = COLOURS[grey];
-    pixels.data[i + 3] = 70 + 0.72 * grey;
+    pixels.data[i + 3] = grey;  // the more attention, the more opaque
   }
   pen.putImageData(pixels, 0, 0);
   return canvas;

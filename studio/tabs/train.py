@@ -115,10 +115,10 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
         settings = fields(type(values))
         shown = basic(type(values))
         boxes: dict[str, Any] = {}
-        with gr.Row():
+        with gr.Row(elem_classes="fields"):
             for setting in [each for each in settings if each.name in shown]:
                 boxes[setting.name] = component(setting, getattr(values, setting.name))
-        with gr.Accordion("Advanced", open=False, elem_id="train-advanced"), gr.Row():
+        with gr.Accordion("Advanced", open=False, elem_id="train-advanced"), gr.Row(elem_classes="fields"):
             for setting in [each for each in settings if each.name not in shown]:
                 boxes[setting.name] = component(setting, getattr(values, setting.name))
             seed = gr.Number(0, precision=0, label="Seed", info="Every random choice follows from it")
