@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.templates import TEMPLATES
+
 CATEGORIES = ("ball", "cube", "cone", "star", "mushroom", "robot", "car", "house", "fish", "tree", "cup", "cat")
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (222, 40, 44),
@@ -36,35 +38,7 @@ BACKGROUNDS: dict[str, str] = {
 RARE_WORDS = ("sks", "ohwx", "zwx", "olis", "hta", "vtr", "qix", "bnha")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 # The frames that the methods put around their words, so that none of them is foreign to the model.
-FRAMES = (
-    "a photo of a {}",
-    "a rendering of a {}",
-    "a cropped photo of the {}",
-    "the photo of a {}",
-    "a photo of a clean {}",
-    "a photo of a dirty {}",
-    "a dark photo of the {}",
-    "a photo of my {}",
-    "a photo of the cool {}",
-    "a close-up photo of a {}",
-    "a bright photo of the {}",
-    "a cropped photo of a {}",
-    "a photo of the {}",
-    "a good photo of the {}",
-    "a photo of one {}",
-    "a close-up photo of the {}",
-    "a rendition of the {}",
-    "a photo of the clean {}",
-    "a rendition of a {}",
-    "a photo of a nice {}",
-    "a good photo of a {}",
-    "a photo of the nice {}",
-    "a photo of the small {}",
-    "a photo of the weird {}",
-    "a photo of the large {}",
-    "a photo of a cool {}",
-    "a photo of a small {}",
-)
+FRAMES = TEMPLATES
 
 
 @dataclass(frozen=True)
