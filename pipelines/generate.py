@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pipelines.concept import Trained
     from pipelines.model import Model, TextStates
 
-__all__ = ["Request", "decode", "denoise", "generate"]
+__all__ = ["Request", "Start", "decode", "denoise", "generate"]
+
+Start = Callable[[Tensor, tuple[int, ...]], Tensor]  # noise (n, c, h, w) of unit variance, the seeds -> the same shape
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Scene:
     request: Request
     size: tuple[int, int]  # latents (height, width)
     text: TextStates  # one row with the prompt, preceded by one for the negative prompt under guidance
+    start: Start | None = None  # what pictures begin as, instead of the seeds' own noise
 
     @property
     def guided(self) -> bool:
@@ -46,8 +49,12 @@ def generate(
     *,
     concepts: Sequence[tuple[Trained, float]] = (),
     probes: Sequence[Probe] = (),
+    start: Start | None = None,
 ) -> Iterator[Event]:
     """Paint `request.prompt` once per seed, with concepts at their strengths and attention probes.
+
+    `start(noise, seeds)` may give other first latents than each seed's noise (n, c, h, w): of unit variance, before the
+    scheduler scales them, on the same device and of the same dtype.
 
     Yields Note, Progress, Preview, a Snapshot("picture") with info {"seed", "index", "width", "height"} for each
     picture, and Finished with the list of those infos. Closing the generator stops within one step; the model is then
@@ -60,7 +67,7 @@ def generate(
             from pipelines.attach import attached
 
             stack.enter_context(attached(model, concepts))
-        scene = _scene(model, request)
+        scene = replace(_scene(model, request), start=start)
         yield from _cut_notes(scene)
         tap = None
         if probes:
@@ -85,7 +92,7 @@ def denoise(model: Model, scene: Scene, first: int = 0, tap: Tap | None = None) 
     # one generator per picture, on the CPU: the same seed is the same picture on every device and in every batch
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     options = step_options(scheduler, generators)
-    latents = _noise(model, scene, generators) * scheduler.init_noise_sigma
+    latents = _first(scene, _noise(model, scene, generators), seeds) * scheduler.init_noise_sigma
     inputs = _inputs(model, scene, len(seeds))
     clock = _Clock(request, first, len(scheduler.timesteps))
     for index, t in enumerate(scheduler.timesteps):
@@ -170,6 +177,16 @@ def _inputs(model: Model, scene: Scene, count: int) -> dict[str, Any]:
 def _noise(model: Model, scene: Scene, generators: list[torch.Generator]) -> Tensor:
     shape = (len(generators), model.unet.config.in_channels, *scene.size)
     return randn_tensor(shape, generator=generators, device=model.device, dtype=scene.text.states.dtype)
+
+
+def _first(scene: Scene, noise: Tensor, seeds: tuple[int, ...]) -> Tensor:
+    """What the pictures begin as, before the scheduler scales it."""
+    if scene.start is None:
+        return noise
+    latents = scene.start(noise, seeds)
+    if latents.shape != noise.shape:
+        raise ValueError(f"start() turned {tuple(noise.shape)} into {tuple(latents.shape)}")
+    return latents.to(noise)
 
 
 def _step(scene: Scene, index: int, total: int, t: Tensor, count: int) -> Any:

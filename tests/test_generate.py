@@ -246,3 +246,24 @@ def test_an_overflow_is_not_painted_black() -> None:
         model.unet.conv_out.bias.fill_(float("inf"))
     with pytest.raises(StudioError, match="overflowed"):
         pictures(model, REQUEST)
+
+
+def test_start_replaces_the_first_noise_before_the_scheduler_scales_it() -> None:
+    model, seen = tiny_model(), []
+    request = replace(REQUEST, scheduler="euler", seeds=(7, 8), batch=2)
+
+    def same(noise: torch.Tensor, seeds: tuple[int, ...]) -> torch.Tensor:
+        seen.append((noise.clone(), seeds))
+        return noise
+
+    def swapped(noise: torch.Tensor, seeds: tuple[int, ...]) -> torch.Tensor:
+        return noise.flip(0)
+
+    def started(start: Any) -> list[np.ndarray[Any, Any]]:
+        return [event.image for event in generate(model, request, start=start) if isinstance(event, Snapshot)]
+
+    plain, unchanged, other = pictures(model, request), started(same), started(swapped)
+    assert np.array_equal(plain, unchanged) and seen[0][1] == (7, 8) and 0.9 < seen[0][0].std() < 1.1
+    assert np.array_equal(other, plain[::-1]) and not np.array_equal(other, plain)
+    with pytest.raises(ValueError, match="start"):
+        list(generate(model, request, start=lambda noise, seeds: noise[:1]))
