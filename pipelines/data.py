@@ -7,18 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pipelines.captions import caption, class_prompt
+from pipelines.captions import class_prompt
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
 from pipelines.latents import Latents, small_mask
 from pipelines.noise import alphas, generator, turn
-from pipelines.photos import Mask, Photo, load_photos
+from pipelines.photos import Photo, load_photos
 from pipelines.processes import Share, join
+from pipelines.sources import Mixer, Size, Source, class_source, photo_source
 
 if TYPE_CHECKING:
     from pipelines.events import Picture
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
     from pipelines.model import Model
     from pipelines.params import TrainParams
 
-__all__ = ["Batch", "Data", "Photo", "Source", "load_photos", "prepare"]
-
-Size = tuple[int, int]  # height, width in pixels
+__all__ = ["Batch", "Data", "Mixer", "Photo", "Source", "load_photos", "prepare"]
 
 
 @dataclass
@@ -44,26 +41,20 @@ class Batch:
     original_sizes: list[Size] = field(default_factory=list)
     crops: list[Size] = field(default_factory=list)  # top, left
     target_sizes: list[Size] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Source:
-    """One picture to learn from, its short side at the training resolution."""
-
-    image: Picture  # (height, width, 3)
-    caption: str
-    original: Size
-    mask: Mask | None = None
+    subject_masks: Tensor | None = None  # (rows, subjects, h, w) as `masks`, one each; zeros where it isn't shown
+    shown: Tensor | None = None  # (rows, subjects) bool: who is in the picture; nobody in class pictures
 
 
 @dataclass(frozen=True)
 class _Sample:
     """One row of a batch before it is stacked."""
 
+    source: Source  # what the row shows, a collage perhaps
     latents: Tensor
     noise: Tensor
     timestep: int
-    mask: Tensor | None
+    masks: dict[str, Tensor]  # by subject, (1, h, w)
+    mask: Tensor | None  # all subjects' as one
     corner: Size
 
 
@@ -80,6 +71,7 @@ class Data:
     latents: Latents
     resolution: int
     share: Share = field(default_factory=Share)
+    mixer: Mixer | None = None  # photo rows go through it
 
     def batches(self, stage: Stage, start: int = 0) -> Iterator[Batch]:
         """The batches of the steps after `start` up to stage.steps. The same ones whoever asks and however often.
@@ -108,31 +100,44 @@ class Data:
             self._sample(sources[number], (what, number), generator("sample", what, self.seed, stage.name, step, index))
             for (what, _, index), (sources, number) in zip(rows, chosen, strict=True)
         ]
-        sources = [sources[number] for sources, number in chosen]
-        return self._stacked(samples, sources, [what == "prior" for what, _, _ in rows])
+        return self._stacked(samples, [what == "prior" for what, _, _ in rows])
 
     def digest(self) -> str:
         """A hash of everything learned from, so that a run is not resumed on other photos."""
         digest = hashlib.sha256(f"{self.resolution}".encode())
         for source in [*self.sources, *self.prior]:
-            for part in (source.image, source.mask):
-                digest.update(b"-" if part is None else str(part.shape).encode() + part.tobytes())
-            digest.update(f"{source.caption}|{source.original}".encode())
+            for part in (source.image, *source.masks.values()):
+                digest.update(str(part.shape).encode() + part.tobytes())
+            digest.update(f"{source.caption}|{source.original}|{list(source.masks)}|{source.shows}".encode())
         return digest.hexdigest()
 
     def _sample(self, source: Source, name: tuple[str, int], chance: torch.Generator) -> _Sample:
         """All draws are made in a fixed order, used or not, so that no setting shifts another's."""
         t, across, down, mirrored = torch.rand(4, generator=chance, dtype=torch.float64).tolist()
         flip = self.params.flip and mirrored < 0.5
+        source, key = self._mixed(source, name, generator("mix", chance.initial_seed()))
         height, width = source.image.shape[:2]
         corner = self._corner(height, down), self._corner(width, across)
-        moments = self.latents.moments((*name, corner, flip), self._cut(source.image, corner, flip))
+        picture = self._cut(source.image, corner, flip)
+        moments = self.latents.moments(key and (*key, corner, flip), picture)
         noise = torch.randn(moments.shape, generator=chance)  # the posterior's draw, the diffusion's noise
-        mask = (
-            None if source.mask is None else small_mask(self._cut(source.mask, corner, flip), self.model.scale_factor)
-        )
+        masks = {token: self._small(mask, corner, flip) for token, mask in source.masks.items()}
+        together = source.mask if len(masks) > 1 else None
+        mask = next(iter(masks.values()), None) if together is None else self._small(together, corner, flip)
         timestep = int(t * len(alphas(self.model)))
-        return _Sample(self.latents.sample(moments, noise[0]), noise[1], timestep, mask, corner)
+        return _Sample(source, self.latents.sample(moments, noise[0]), noise[1], timestep, masks, mask, corner)
+
+    def _mixed(
+        self, source: Source, name: tuple[str, int], chance: torch.Generator
+    ) -> tuple[Source, tuple[str, int] | None]:
+        """The source or a collage that nobody will see again, and so is not remembered."""
+        if self.mixer is None or name[0] != "photo":
+            return source, name
+        mixed = self.mixer.mix(source, self.sources, chance, self.resolution)
+        return mixed, name if mixed is source else None
+
+    def _small(self, mask: Picture, corner: Size, flip: bool) -> Tensor:
+        return small_mask(self._cut(mask, corner, flip), self.model.scale_factor)
 
     def _corner(self, side: int, chance: float) -> int:
         """Where the crop starts: the middle, or a random latent cell (so few places that the cache knows them)."""
@@ -145,23 +150,33 @@ class Data:
         cut = picture[top : top + self.resolution, left : left + self.resolution]
         return cut[:, ::-1] if flip else cut
 
-    def _stacked(self, samples: Sequence[_Sample], sources: Sequence[Source], prior: list[bool]) -> Batch:
-        device = self.model.device
-        masks = None
-        if any(sample.mask is not None for sample in samples):
-            whole = torch.ones_like(samples[0].latents[:1])
-            masks = torch.stack([whole if sample.mask is None else sample.mask for sample in samples]).to(device)
+    def _stacked(self, samples: Sequence[_Sample], prior: list[bool]) -> Batch:
+        device, sources = self.model.device, [sample.source for sample in samples]
+        masks, each = self._masks(samples)
         return Batch(
             latents=torch.stack([sample.latents for sample in samples]).to(device),
             noise=torch.stack([sample.noise for sample in samples]).to(device),
             timesteps=torch.tensor([sample.timestep for sample in samples], device=device),
             captions=[source.caption for source in sources],
-            masks=masks,
+            masks=None if masks is None else masks.to(device),
             prior=torch.tensor(prior, device=device),
             original_sizes=[source.original for source in sources],
             crops=[sample.corner for sample in samples],
             target_sizes=[(self.resolution, self.resolution)] * len(samples),
+            subject_masks=None if each is None else each.to(device),
+            shown=torch.tensor([[s.token in source.shows for s in self.subjects] for source in sources], device=device),
         )
+
+    def _masks(self, samples: Sequence[_Sample]) -> tuple[Tensor | None, Tensor | None]:
+        """All subjects' masks as one, ones where there is none; and one each, zeros where there is none."""
+        if not any(sample.masks for sample in samples):
+            return None, None
+        whole = torch.ones_like(samples[0].latents[:1])
+        none = torch.zeros_like(whole)
+        masks = torch.stack([whole if sample.mask is None else sample.mask for sample in samples])
+        tokens = [subject.token for subject in self.subjects]
+        each = [torch.cat([sample.masks.get(token, none) for token in tokens]) for sample in samples]
+        return masks, torch.stack(each)
 
 
 def prepare(
@@ -172,8 +187,9 @@ def prepare(
     seed: int,
     *,
     prior: Sequence[tuple[Picture, str]] = (),
+    mixer: Mixer | None = None,
 ) -> Data:
-    """Photos (and class pictures with their prompts, see prior.py) ready to train on.
+    """Photos (and class pictures with their prompts, see prior.py) ready to train on; `mixer` makes collages of them.
 
     StudioError when there is nothing to learn from, when a mask or a noun is missing, or when prior preservation has no
     pictures.
@@ -185,47 +201,7 @@ def prepare(
         raise StudioError(f"Prior preservation needs pictures of '{words}'. Make them first, or set prior_weight to 0.")
     resolution = params.resolution or model.native_size
     model.latent_size(resolution, resolution)
-    names = [subject.token.strip("<>") for subject in subjects]
-    sources = [
-        Source(
-            _scaled(photo.image, resolution),
-            caption(photo.caption, subjects, photo.path.name),
-            _original(photo),
-            _mask(photo, names, resolution, params.masked_loss),
-        )
-        for photo in photos
-    ]
-    pictures = [
-        Source(_scaled(image, resolution), words, (image.shape[0], image.shape[1]))
-        for image, words in (prior if params.prior_weight else ())
-    ]
+    sources = [photo_source(photo, subjects, resolution, masked=params.masked_loss) for photo in photos]
+    pictures = [class_source(image, words, resolution) for image, words in (prior if params.prior_weight else ())]
     share = join()
-    return Data(model, params, tuple(subjects), seed, sources, pictures, Latents(model), resolution, share)
-
-
-def _mask(photo: Photo, names: Sequence[str], resolution: int, needed: bool) -> Mask | None:
-    """The masks of the subjects, as one. Those of other names belong to things that aren't learned."""
-    masks = [mask for name, mask in photo.masks.items() if not name or name in names]
-    if masks:
-        return _scaled(np.maximum.reduce(masks), resolution)
-    if needed:
-        others = f" (there is one for {', '.join(photo.masks)})" if photo.masks else ""
-        raise StudioError(
-            f"{photo.path.name} has no mask of {', '.join(names)}{others}. Draw {photo.path.stem}-masklabel.png, "
-            "or train without masks."
-        )
-    return None
-
-
-def _scaled(picture: Picture, short_side: int) -> Picture:
-    height, width = picture.shape[:2]
-    scale = short_side / min(height, width)
-    if scale == 1:
-        return np.ascontiguousarray(picture)
-    sides = max(short_side, round(width * scale)), max(short_side, round(height * scale))
-    return np.asarray(Image.fromarray(picture).resize(sides, Image.Resampling.BICUBIC))
-
-
-def _original(photo: Photo) -> Size:
-    width, height = photo.size
-    return (height, width) if width else (photo.image.shape[0], photo.image.shape[1])
+    return Data(model, params, tuple(subjects), seed, sources, pictures, Latents(model), resolution, share, mixer)

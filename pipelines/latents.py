@@ -29,8 +29,13 @@ class Latents:
         self._bytes = 0
         self._own_vae: Any = None
 
-    def moments(self, key: tuple[Any, ...], picture: Picture) -> Tensor:
-        """Mean and log variance of `picture` (height, width, 3), which `key` names: (2, c, h, w) fp32 on the CPU."""
+    def moments(self, key: tuple[Any, ...] | None, picture: Picture) -> Tensor:
+        """Mean and log variance of `picture` (height, width, 3), which `key` names: (2, c, h, w) fp32 on the CPU.
+
+        Without a key it isn't remembered.
+        """
+        if key is None:
+            return self._encode(picture)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]

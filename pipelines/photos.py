@@ -45,6 +45,7 @@ class Photo:
     masks: dict[str, Mask] = field(default_factory=dict)  # "" = the subject; other names for several subjects
     caption: str | None = None
     size: tuple[int, int] = (0, 0)  # width, height of the whole upright photo, before `short_side` was applied
+    shows: tuple[str, ...] = ()  # names of the subjects in it, () = all that are learned
 
 
 def load_photos(folder: str | Path, *, short_side: int = 0, notes: list[str] | None = None) -> list[Photo]:

@@ -6,10 +6,12 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.concept import Subject
 from pipelines.errors import StudioError
 from pipelines.eventlog import LOG_NAME
 from pipelines.files import spare_disk, write_atomic, write_json
@@ -25,27 +27,33 @@ class Recipe:
     """Everything a run's result follows from. `concept` is its name in the library once the run has finished."""
 
     name: str
-    noun: str
+    subjects: tuple[Subject, ...]
     method: str
     params: dict[str, Any]
     seed: int
     base: dict[str, str]  # id, fingerprint, kind
     steps: int  # of all stages together
-    source: str = ""  # the folder the photos came from
+    source: str = ""  # the folder or folders the photos came from
     files: dict[str, str] = field(default_factory=dict)  # file name -> sha256
     created: float = field(default_factory=time.time)
     concept: str = ""
 
-    def started(self, folder: Path, photos: Path) -> Recipe:
+    def folders(self, photos: Path, count: int) -> list[Path]:
+        """Where the photos of each of `count` folders are copied to, under `photos`."""
+        names = [subject.token.strip("<>") for subject in self.subjects]
+        return [photos] if count == 1 else [photos / name for name in names]
+
+    def started(self, folder: Path, photos: Sequence[Path]) -> Recipe:
         """Copy the photos with their masks and captions into `folder` and write run.json last: then the run exists."""
-        copies = folder / PHOTOS
-        copies.mkdir(exist_ok=True)
         hashes = {}
-        for path in photo_files(photos):
-            with spare_disk(copies / path.name, path.stat().st_size):
-                shutil.copyfile(path, copies / path.name)
-            hashes[path.name] = hashlib.sha256((copies / path.name).read_bytes()).hexdigest()
-        made = replace(self, source=str(photos.absolute()), files=hashes)
+        for source, copies in zip(photos, self.folders(folder / PHOTOS, len(photos)), strict=True):
+            copies.mkdir(exist_ok=True, parents=True)
+            for path in photo_files(source):
+                with spare_disk(copies / path.name, path.stat().st_size):
+                    shutil.copyfile(path, copies / path.name)
+                name = (copies / path.name).relative_to(folder / PHOTOS).as_posix()
+                hashes[name] = hashlib.sha256((copies / path.name).read_bytes()).hexdigest()
+        made = replace(self, source=", ".join(str(path.absolute()) for path in photos), files=hashes)
         made.write(folder)
         return made
 
@@ -63,8 +71,8 @@ def read_recipe(folder: Path) -> Recipe:
     """The recipe of an earlier run; StudioError when it is missing or broken."""
     data = read_json(folder / NAME)
     try:
-        return Recipe(**data)
-    except TypeError as error:
+        return Recipe(**(data | {"subjects": tuple(Subject(**subject) for subject in data["subjects"])}))
+    except (TypeError, KeyError) as error:
         raise StudioError(f"The recipe of the run '{folder.name}' is broken. Start a new run.") from error
 
 

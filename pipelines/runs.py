@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,7 @@ from pipelines.concept import Concept, Subject, Trained
 from pipelines.errors import StudioError
 from pipelines.eventlog import EventLog
 from pipelines.events import Event, Finished, Note, Progress, Snapshot
-from pipelines.files import check_id, clean_name, is_locked, lock
+from pipelines.files import check_id, clean_name, is_locked, lock, name_key
 from pipelines.joblog import RUN_LOCK
 from pipelines.methods import Stage, get_method
 from pipelines.processes import Share, agree, join, wait
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipelines.model import Model
     from pipelines.params import TrainParams
     from pipelines.photos import Photo
+    from pipelines.sources import Mixer
     from pipelines.workspace import Workspace
 
 __all__ = ["discard", "record", "train_concept", "unfinished"]
@@ -62,8 +63,8 @@ class _Work:
     preview: Picture | None = None
 
     @property
-    def subject(self) -> Subject:
-        return Subject(f"<{self.recipe.name}>", self.recipe.noun)
+    def subjects(self) -> tuple[Subject, ...]:
+        return self.recipe.subjects
 
     @property
     def stages(self) -> list[Stage]:
@@ -75,9 +76,9 @@ def train_concept(
     model: Model,
     *,
     method: str,
-    photos: Path,
-    noun: str,
-    name: str,
+    photos: Path | Sequence[Path],
+    noun: str | Sequence[str],
+    name: str | Sequence[str],
     params: TrainParams,
     seed: int = 0,
     masks: bool = False,
@@ -86,27 +87,49 @@ def train_concept(
 ) -> Iterator[Event]:
     """Learn `noun` as <name> from a folder of photos; ends with Finished(Trained), as it lies in the library.
 
+    Several nouns and names are learned together: from one folder each, or all from one folder, whose masks
+    `x-masklabel-<name>.png` and captions tell them apart.
     The events are recorded in the run's folder. Closing the generator keeps what was learned: a checkpoint, and a
     concept whose recipe says `steps_done`. `resume` goes on with run `run_id`, else with the newest unfinished run of
     that name, from its own copies of the photos. StudioError for everything a person can put right.
     """
     params = params.model_copy(update={"masked_loss": True}) if masks else params
-    check_token(f"<{name}>")
+    folders, subjects = _several(photos), _subjects(_several(noun), _several(name))
+    if len(folders) not in (1, len(subjects)):
+        raise StudioError(
+            f"There are {len(folders)} folders of photos for {len(subjects)} names. Name one folder for each, or one "
+            "for all."
+        )
     if not 0 <= seed < 2**63:
         raise StudioError(f"{seed} can't be a seed. Choose a whole number from 0 on.")
     base = {"id": model.id, "fingerprint": model.fingerprint, "kind": model.kind}
     steps = sum(stage.steps for stage in get_method(method).stages(params))
     settings = params.model_dump(mode="json")
-    recipe = Recipe(name, clean_name(noun, "noun"), method, settings, seed, base, steps)
+    recipe = Recipe("-and-".join(_several(name)), subjects, method, settings, seed, base, steps)
     work = _Work(workspace, model, recipe, params, Path(), join(), resume)
     if not work.share.main:
         work.folder, work.resume = _told(work)
         yield from (event for event in _learned(work) if isinstance(event, Finished))
         return
-    work.folder, work.resume = _opened(work, photos, run_id)
+    work.folder, work.resume = _opened(work, folders, run_id)
     agree(f"{work.folder.name} {work.resume:d}", work.share)
     with lock(work.folder / RUN_LOCK, timeout=5), closing(_kept(work)) as events:
         yield from record(events, work.folder)
+
+
+def _several(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | Path) else list(value)
+
+
+def _subjects(nouns: Sequence[str], names: Sequence[str]) -> tuple[Subject, ...]:
+    """StudioError when a name is no word, is there twice, or has no noun."""
+    if not names or len(nouns) != len(names):
+        raise StudioError(f"There are {len(names)} names for {len(nouns)} nouns. Give each subject one of both.")
+    if len({name_key(name) for name in names}) < len(names):
+        raise StudioError(f"Two subjects can't share a name ({', '.join(names)}). Choose another for one of them.")
+    return tuple(
+        Subject(check_token(f"<{name}>"), clean_name(noun, "noun")) for noun, name in zip(nouns, names, strict=True)
+    )
 
 
 def record(events: Iterator[Event], folder: Path) -> Iterator[Event]:
@@ -116,7 +139,7 @@ def record(events: Iterator[Event], folder: Path) -> Iterator[Event]:
             yield log.append(event)
 
 
-def _opened(work: _Work, photos: Path, run_id: str | None) -> tuple[Path, bool]:
+def _opened(work: _Work, photos: Sequence[Path], run_id: str | None) -> tuple[Path, bool]:
     """The run's folder, new or that of the run to go on with, and whether there is anything to go on from."""
     workspace, wanted = work.workspace, work.recipe
     if work.resume and run_id is None:
@@ -132,7 +155,8 @@ def _opened(work: _Work, photos: Path, run_id: str | None) -> tuple[Path, bool]:
         work.recipe.write(folder)
         trim_log(folder, {stage.name for stage in work.stages}, point.done if point else 0)
         return folder, True
-    workspace.need(sum(path.stat().st_size for path in photo_files(photos)) + _LOGS, "this run")
+    size = sum(path.stat().st_size for folder in photos for path in photo_files(folder))
+    workspace.need(size + _LOGS, "this run")
     _check(work, _photos(work, photos, work.notes))
     folder = folder or workspace.new_folder(workspace.runs, wanted.name)
     folder.mkdir(exist_ok=True)
@@ -192,7 +216,9 @@ def _data(work: _Work) -> Generator[Event, None, Data]:
     from pipelines.data import prepare
 
     yield from map(Note, work.notes)
-    photos = _photos(work, work.folder / PHOTOS)
+    copies = work.folder / PHOTOS
+    count = len({Path(name).parent for name in work.recipe.files})
+    photos = _photos(work, work.recipe.folders(copies, count))
     pictures = []
     if work.params.prior_weight:
         from pipelines.prior import class_pictures
@@ -201,18 +227,29 @@ def _data(work: _Work) -> Generator[Event, None, Data]:
             wait(work.share)  # they are painted by one process and read by all
         folder = work.workspace.root / PRIOR
         size = work.params.resolution
-        pictures = yield from class_pictures(work.model, [work.subject], work.params.prior_count, folder, size=size)
+        pictures = yield from class_pictures(work.model, work.subjects, work.params.prior_count, folder, size=size)
         if work.share.main:
             wait(work.share)
-    return prepare(work.model, photos, work.params, [work.subject], work.recipe.seed, prior=pictures)
+    mixer = _mixer(work)
+    return prepare(work.model, photos, work.params, work.subjects, work.recipe.seed, prior=pictures, mixer=mixer)
 
 
-def _photos(work: _Work, folder: Path, notes: list[str] | None = None) -> list[Photo]:
-    """The photos at the size they are trained at."""
+def _mixer(work: _Work) -> Mixer | None:
+    """Where the method makes collages."""
+    make = getattr(get_method(work.recipe.method), "mixer", None)
+    return make(work.params, work.subjects) if make else None
+
+
+def _photos(work: _Work, folders: Sequence[Path], notes: list[str] | None = None) -> list[Photo]:
+    """The photos at the size they are trained at; with a folder for each subject, they show that one."""
     from pipelines.photos import load_photos
 
     side = work.params.resolution or work.model.native_size
-    photos = load_photos(folder, short_side=side, notes=notes)
+    photos = []
+    for number, folder in enumerate(folders):
+        found = load_photos(folder, short_side=side, notes=notes)
+        shows = (work.subjects[number].token.strip("<>"),) if len(folders) > 1 else ()
+        photos += [replace(photo, shows=shows) for photo in found]
     small = [photo for photo in photos if min(photo.size) < side]
     if notes is not None:
         notes += [f"{photo.path.name} has only {min(photo.size)} pixels; it is enlarged." for photo in small]
@@ -223,7 +260,7 @@ def _check(work: _Work, photos: Sequence[Photo]) -> None:
     """StudioError when a mask or a noun is missing, before a run begins."""
     from pipelines.data import prepare
 
-    prepare(work.model, photos, work.params.model_copy(update={"prior_weight": 0.0}), [work.subject], 0)
+    prepare(work.model, photos, work.params.model_copy(update={"prior_weight": 0.0}), work.subjects, 0)
 
 
 def _look(work: _Work, data: Data, event: Progress) -> Iterator[Event]:
@@ -245,7 +282,7 @@ def _look(work: _Work, data: Data, event: Progress) -> Iterator[Event]:
 def _concept(work: _Work, facts: dict[str, int]) -> Concept:
     recipe = work.recipe
     origin = {"run": work.folder.name, "photos": recipe.files} | facts
-    return Concept(recipe.name, (work.subject,), recipe.method, recipe.base, recipe.params, recipe.seed, recipe=origin)
+    return Concept(recipe.name, recipe.subjects, recipe.method, recipe.base, recipe.params, recipe.seed, recipe=origin)
 
 
 def _published(work: _Work, trained: Trained) -> Concept:

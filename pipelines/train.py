@@ -91,7 +91,7 @@ def _attached(stack: ExitStack, model: Model, method: Method, params: Any, data:
 
 def _concept(model: Model, method: Method, data: Data, params: TrainParams, seed: int) -> Concept:
     base = {"id": model.id, "fingerprint": model.fingerprint, "kind": model.kind}
-    name = data.subjects[0].token.strip("<>")
+    name = "-and-".join(subject.token.strip("<>") for subject in data.subjects)
     return Concept(name, data.subjects, method.name, base, params.model_dump(mode="json"), seed)
 
 

@@ -123,7 +123,7 @@ def test_a_stopped_run_is_kept_and_goes_on_to_the_same_end(workspace: Workspace,
     assert partial.concept.recipe["steps_done"] == 2 and partial.concept.recipe["steps"] == 4
     assert not equal(partial.tensors, expected.value.tensors)  # type: ignore[union-attr]
     (run,) = unfinished(workspace)
-    assert run.name == "my-cat" and run.done == 2 and run.recipe.noun == "cat"
+    assert run.name == "my-cat" and run.done == 2 and run.recipe.subjects[0].noun == "cat"
     shutil.rmtree(folder)  # the run has its own copies
     stopped_after(start(workspace, model, folder, resume=True), 3)
     assert library.load("my-cat").concept.recipe["steps_done"] == 3 and len(library.concepts()) == 2

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.arguments import (
     Parser,
@@ -33,9 +33,10 @@ The settings of a method: python -m pipelines train --method svdiff --help"""
 def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
     parser = command(commands, "train", "learn a concept from a folder of photos")
     parser.add_argument("--method", required=True, help="how to learn it: see 'presets'")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the photos")
-    parser.add_argument("--noun", required=True, help="the ordinary word for it: cat")
-    parser.add_argument("--name", required=True, help="what to call it: my-cat is <my-cat> in a prompt")
+    several: dict[str, Any] = {"action": "append", "required": True}
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the photos; repeatable", **several)
+    parser.add_argument("--noun", help="the ordinary word for it: cat; one for each --name", **several)
+    parser.add_argument("--name", help="what to call it: my-cat is <my-cat> in a prompt; repeatable", **several)
     parser.add_argument(
         "--masks", action="store_true", help="count the loss inside x-masklabel.png of each photo x.png"
     )
@@ -52,8 +53,9 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
 
 
 def run(options: argparse.Namespace, terminal: Terminal) -> None:
-    if not options.data.is_dir():
-        raise StudioError(f"There is no folder {options.data}. Name the one with the photos: --data DIR.")
+    for folder in options.data:
+        if not folder.is_dir():
+            raise StudioError(f"There is no folder {folder}. Name the one with the photos: --data DIR.")
     from pipelines.methods import get_method
     from pipelines.preset import load_preset
     from pipelines.settings import parse_settings, validated
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     except Stopped:
         raise Stopped(_stopped(terminal)) from None
     concept = trained.concept
-    tokens = " ".join(subject.token for subject in concept.subjects)
+    tokens = " and ".join(subject.token for subject in concept.subjects)
     again = ["generate", f"a photo of {tokens}", "--concept", concept.name, "--out", "pictures"]
     again += ["--base", options.base] if options.base else []
     terminal.result(
