@@ -124,6 +124,8 @@ class LowRank:
 
     @staticmethod
     def dense(layer: Layer, parts: Sequence[tuple[float, LowRank]]) -> Tensor | None:
+        if not torch.is_grad_enabled() and not any(strength and part.up.any() for strength, part in parts):
+            return None
         change = sum((strength * part.scale * (part.up @ part.down) for strength, part in parts), torch.zeros(()))
         return change.reshape(layer.base.shape)
 
