@@ -10,7 +10,7 @@ import contextlib
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +73,11 @@ def load_photos(folder: str | Path, *, short_side: int = 0, notes: list[str] | N
     if not photos:
         raise StudioError(f"There are no photos in '{folder}'. Put three or more PNG, JPEG or WebP files there.")
     return [_load(path, masks.get(path.stem, []), short_side) for path in photos]
+
+
+def load_photo(path: Path, masks: Mapping[str, Path], *, short_side: int = 0) -> Photo:
+    """One photo with the masks that lie elsewhere under names of their own, by subject; else as `load_photos`."""
+    return _load(path, list(masks.items()), short_side)
 
 
 def _pictures(folder: Path, notes: list[str]) -> list[Path]:
