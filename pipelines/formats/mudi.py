@@ -1,0 +1,293 @@
+"""MuDI's data folders: photos and masks with `metadata.jsonl`, class pictures with `class_metadata.jsonl`.
+
+    {"id": {"a": "olis blue drink can", "b": "hta red monster plush"}}
+    {"id": "a", "file_name": "a00.jpg", "mask_path": "mask_a00.jpg", "text": "A photo of a olis blue drink can ..."}
+
+The first line names the subjects: a rare word and what it is (class pictures: only what it is). Every other line is one
+picture; `text` may be a list, of which the first is taken. Blank lines are skipped and a broken one is told by its
+number, where the original silently forgets it and all that follow. This is data, not a concept: it has no `detect`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from pipelines.concept import Subject
+from pipelines.errors import StudioError
+from pipelines.files import printable, write_atomic
+from pipelines.photos import Photo, load_photo
+from pipelines.tokens import check_token
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipelines.events import Picture
+
+FILE, CLASS_FILE = "metadata.jsonl", "class_metadata.jsonl"
+MAX_BYTES = 16 * 2**20
+KEYS = ("id", "file_name", "mask_path", "text")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture of a subject, and where it is written."""
+
+    id: str
+    picture: Path
+    mask: Path
+    texts: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a metadata file says. `phrases` are the subjects' words by id, in the file's order."""
+
+    file: Path
+    phrases: dict[str, str]
+    rows: tuple[Row, ...]
+
+    def where(self, line: int) -> str:
+        """How a message names a line."""
+        return f"{self.file.name}, line {line}"
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether the folder holds photos in MuDI's form."""
+    return (folder / FILE).is_file()
+
+
+def read_dataset(folder: Path, name: str = FILE) -> Dataset:
+    """What the metadata file says, all checked but the pictures' content.
+
+    StudioError, with file and line, for what is no JSON, for fields that are missing, ids that the first line doesn't
+    have or has twice, and files that aren't there.
+    """
+    file = folder / name
+    lines = _lines(file)
+    first = next(lines, None)
+    if first is None:
+        raise StudioError(f"{name} is empty. Its first line names the subjects, every other one a picture.")
+    phrases = _phrases(f"{name}, line {first[0]}", first[1], twins=name == CLASS_FILE)
+    rows = tuple(_row(f"{name}, line {number}", number, content, folder, phrases) for number, content in lines)
+    missing = [id for id in phrases if not any(row.id == id for row in rows)]
+    if missing:
+        raise StudioError(f"{name} has no picture of {', '.join(map(repr, missing))}. Add one, or take the id out.")
+    return Dataset(file, phrases, rows)
+
+
+def check_classes(dataset: Dataset, classes: Dataset) -> None:
+    """StudioError when class pictures are of other ids than the photos: nothing would tie them together."""
+    if dataset.phrases.keys() != classes.phrases.keys():
+        here, there = (", ".join(sorted(one.phrases)) for one in (dataset, classes))
+        raise StudioError(f"{CLASS_FILE} is about {there}, but {FILE} about {here}. Use the same ids in both.")
+
+
+def subjects_of(dataset: Dataset, names: Mapping[str, str] | None = None) -> tuple[tuple[Subject, ...], str]:
+    """The subjects and their rare words, as a method's `rare_word` takes them: (Subject("<a>", "blue drink can"), ...)
+    and "olis hta". `names` gives an id another name than itself.
+
+    The first word of a phrase is the rare one, as the format has it; a phrase of one word has none, and then nobody.
+    """
+    parts = {id: phrase.split(maxsplit=1) for id, phrase in dataset.phrases.items()}
+    rare = all(len(part) == 2 for part in parts.values())
+    found = []
+    for id, phrase in dataset.phrases.items():
+        found.append(Subject(_token(dataset, id, names), parts[id][1] if rare else phrase))
+    return tuple(found), " ".join(part[0] for part in parts.values()) if rare else ""
+
+
+def photos_of(dataset: Dataset, *, short_side: int = 0, names: Mapping[str, str] | None = None) -> list[Photo]:
+    """The photos, each with its subject's mask and with `<name>` in its caption where the phrase stands.
+
+    StudioError, with file and line, for a picture or a mask that is broken, empty or of another size, and for a text
+    that doesn't say the phrase.
+    """
+    photos = []
+    for row in dataset.rows:
+        token = _token(dataset, row.id, names)
+        name = token.strip("<>")
+        phrase = re.compile(r"\s+".join(map(re.escape, dataset.phrases[row.id].split())), re.IGNORECASE)
+        said, count = phrase.subn(lambda _, token=token: token, row.texts[0])  # type: ignore[misc]
+        if not count:
+            raise StudioError(
+                f"{dataset.where(row.line)}: the text '{printable(row.texts[0])}' doesn't say "
+                f"'{printable(dataset.phrases[row.id])}', so nothing ties it to '{printable(row.id)}'. Write it there."
+            )
+        photos.append(replace(_photo(dataset, row, name, short_side), caption=said, shows=(name,)))
+    return photos
+
+
+def class_pictures_of(dataset: Dataset, *, short_side: int = 0) -> list[tuple[Picture, str]]:
+    """Class pictures with their texts, as `prepare(prior=...)` takes them. StudioError as `photos_of`."""
+    return [(_photo(dataset, row, row.id, short_side).image, row.texts[0]) for row in dataset.rows]
+
+
+def unpack(dataset: Dataset, target: Path, *, names: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """The photos as folders of our own, `target/<name>/`: x.png, x-masklabel.png, x.txt; the folders by name.
+
+    StudioError as `photos_of`, and when a folder is there already.
+    """
+    folders: dict[str, Path] = {}
+    for number, photo in enumerate(photos_of(dataset, names=names)):
+        (name,) = photo.shows
+        if name not in folders:
+            folders[name] = target / name
+            if folders[name].exists():
+                raise StudioError(f"{folders[name]} is already there. Choose another folder.")
+            folders[name].mkdir(parents=True)
+        stem = f"{number:04d}"
+        write_atomic(folders[name] / f"{stem}.png", _png(photo.image))
+        write_atomic(folders[name] / f"{stem}-masklabel.png", _png(photo.masks[name]))
+        write_atomic(folders[name] / f"{stem}.txt", f"{photo.caption}\n".encode())
+    return folders
+
+
+def write_dataset(folder: Path, phrases: Mapping[str, str], photos: Sequence[Photo], name: str = FILE) -> Path:
+    """Photos with their masks (PNG) and the metadata file that names them; the file written.
+
+    `phrases` are the subjects' words by name: "olis blue drink can", and "drink can" for class pictures. A caption's
+    `<name>` becomes the phrase. StudioError for a photo that shows not exactly one of them, or has no mask of it.
+    """
+    if (folder / name).exists():
+        raise StudioError(f"{folder / name} is already there. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = "" if name == FILE else "img_"
+    plain = all(re.fullmatch(r"\w+", subject, re.ASCII) for subject in phrases)
+    lines: list[dict[str, Any]] = [{"id": dict(phrases)}]
+    counts = dict.fromkeys(phrases, 0)
+    for photo in photos:
+        subject, mask = _only(photo, phrases)
+        stem = f"{subject if plain else list(phrases).index(subject)}_{counts[subject]:02d}"
+        counts[subject] += 1
+        row = {"id": subject, "file_name": f"{prefix}{stem}.png", "mask_path": f"mask_{prefix}{stem}.png"}
+        text = photo.caption or f"A photo of a <{subject}>"
+        lines.append(row | {"text": text.replace(f"<{subject}>", phrases[subject])})
+        write_atomic(folder / row["file_name"], _png(photo.image))
+        write_atomic(folder / row["mask_path"], _png(mask))
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomic(folder / name, content.encode())
+    return folder / name
+
+
+def _only(photo: Photo, phrases: Mapping[str, str]) -> tuple[str, NDArray[Any]]:
+    """The subject that a photo shows, and its mask."""
+    shown = [name for name in (photo.shows or tuple(phrases)) if name in phrases]
+    if len(shown) != 1:
+        raise StudioError(f"{photo.path.name} must show one subject alone, not {len(shown)}. Leave it out.")
+    mask = photo.masks.get(shown[0], photo.masks.get(""))
+    if mask is None:
+        raise StudioError(f"{photo.path.name} has no mask of {shown[0]}. Make one first.")
+    return shown[0], mask
+
+
+def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number (from 1) and content of every line that isn't blank."""
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise StudioError(f"{file.name} is far too large for a list of pictures. Choose another folder.")
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise StudioError(f"There is no {file.name} in '{printable(file.parent.name)}'. Choose its folder.") from error
+    except UnicodeDecodeError as error:
+        raise StudioError(f"{file.name} is not UTF-8 text. Save it as UTF-8.") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, _object(f"{file.name}, line {number}", line)
+
+
+def _object(where: str, line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line, object_pairs_hook=lambda pairs: _unique(where, pairs))
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        reason = (
+            f"{error.msg} at character {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else "too deep or too long"
+        )
+        raise StudioError(f"{where} is no JSON ({reason}). Every line is one {{...}} by itself.") from error
+    if not isinstance(content, dict):
+        raise StudioError(f"{where} is {printable(content)}, not {{...}}. Every line is one {{...}} by itself.")
+    return content
+
+
+def _unique(where: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise StudioError(f"{where} says '{printable(key)}' twice. Give each its own name.")
+        found[key] = value
+    return found
+
+
+def _phrases(where: str, content: dict[str, Any], *, twins: bool) -> dict[str, str]:
+    """The subjects of the first line. Two of one class (`twins`) may share a phrase, two subjects may not."""
+    named = content.get("id")
+    if not isinstance(named, dict) or not named:
+        raise StudioError(f'{where} must name the subjects first, as {{"id": {{"a": "olis drink can"}}}}.')
+    for id, phrase in named.items():
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise StudioError(f"{where}: '{printable(id)}' needs a phrase, such as \"olis drink can\".")
+    said = [" ".join(phrase.casefold().split()) for phrase in named.values()]
+    twice = next((phrase for phrase in said if said.count(phrase) > 1), None)
+    if twice and not twins:
+        raise StudioError(f"{where} calls two subjects '{printable(twice)}'. Give each a rare word of its own.")
+    return {id: " ".join(phrase.split()) for id, phrase in named.items()}
+
+
+def _row(where: str, number: int, content: dict[str, Any], folder: Path, phrases: Mapping[str, str]) -> Row:
+    for key in KEYS:
+        if key not in content:
+            close = difflib.get_close_matches(key, set(content) - set(KEYS), n=1, cutoff=0.5)
+            hint = f"It has '{printable(close[0])}': is that it?" if close else f"Every line has {', '.join(KEYS)}."
+            raise StudioError(f"{where} has no '{key}'. {hint}")
+    id = content["id"]
+    if not isinstance(id, str) or id not in phrases:
+        raise StudioError(f"{where} is about '{printable(id)}', but the first line names {', '.join(phrases)}.")
+    texts = content["text"] if isinstance(content["text"], list) else [content["text"]]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise StudioError(f"{where}: 'text' must be the picture's caption, or a list of them.")
+    picture, mask = (_path(where, key, content[key], folder) for key in ("file_name", "mask_path"))
+    return Row(id, picture, mask, tuple(" ".join(text.split()) for text in texts), number)
+
+
+def _path(where: str, key: str, name: Any, folder: Path) -> Path:
+    """A file in the folder, never outside it."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise StudioError(f"{where}: '{key}' must be the name of a file in the folder.")
+    path = folder / name
+    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise StudioError(f"{where}: '{printable(name)}' lies outside the folder. Copy it into the folder.")
+    if not path.is_file():
+        what = "mask" if key == "mask_path" else "picture"
+        raise StudioError(f"{where}: there is no {what} '{printable(name)}'. Put it there, or take the line out.")
+    return path
+
+
+def _photo(dataset: Dataset, row: Row, name: str, short_side: int) -> Photo:
+    try:
+        return load_photo(row.picture, {name: row.mask}, short_side=short_side)
+    except StudioError as error:
+        raise StudioError(f"{dataset.where(row.line)}: {error}") from error
+
+
+def _token(dataset: Dataset, id: str, names: Mapping[str, str] | None) -> str:
+    try:
+        return check_token(f"<{(names or {}).get(id, id)}>")
+    except StudioError as error:
+        raise StudioError(f"{dataset.where(1)}: {error}") from error
+
+
+def _png(picture: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
