@@ -166,6 +166,13 @@ class ChangedLayer:
 _layers: dict[nn.Module, ChangedLayer] = {}  # every layer that is changed now
 
 
+def base_weight(module: nn.Module) -> Tensor:
+    """A layer's own weight, without any change that is on it now."""
+    if module in _layers:
+        return _layers[module].base
+    return cast(nn.Parameter, module._parameters["weight"]).data
+
+
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
     """Full precision and ordinary tensors, whatever the caller is in the middle of."""
