@@ -11,7 +11,7 @@ same layers, come and go in any order, and leave the very same weights behind.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from pipelines.changes import LowRank
 from pipelines.errors import StudioError
 from pipelines.noise import generator
-from pipelines.weights import ChangeSet, changed, weights_of
+from pipelines.switched import SwitchedChanges
+from pipelines.weights import weights_of
 
 if TYPE_CHECKING:
     from pipelines.model import Model
@@ -33,37 +34,51 @@ _UNET = "unet."
 
 @contextmanager
 def lora(
-    model: Model, *, rank: int, alpha: float, targets: Targets = "attention", text_encoder: bool = False
+    model: Model,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Targets = "attention",
+    text_encoder: bool = False,
+    on: bool = True,
 ) -> Iterator[Lora]:
     """A low-rank change of zero on the chosen layers, on while the context is open; exactly the base afterwards.
 
     `targets`: "attention" = the projections of self- and cross-attention, "all-linear" = every linear layer, "all" =
-    convolutions too. With `text_encoder` the text encoders' own attention learns as well. StudioError for a rank
-    below 1.
+    convolutions too. With `text_encoder` the text encoders' own attention learns as well. With `on` off
+    nothing is changed, and nothing costs time, until `switch_on` or `load`. StudioError for a rank below 1.
     """
     if rank < 1:
         raise StudioError(f"A rank of {rank} can't learn anything. Choose 1 or more.")
     layers = lora_layers(model, targets, text_encoder)
     changes = {name: _no_change(name, module, rank, alpha / rank) for name, module in layers.items()}
-    with changed(model, changes) as group:
-        yield Lora(group, changes)
+    with ExitStack() as stack:
+        adapter = Lora(model, changes, stack)
+        if on:
+            adapter.switch_on()
+        yield adapter
 
 
 class Lora:
     """One low-rank change of a model: what trains, and what is saved."""
 
-    def __init__(self, group: ChangeSet, changes: dict[str, LowRank]) -> None:
-        self.group = group
+    def __init__(self, model: Model, changes: dict[str, LowRank], stack: ExitStack) -> None:
         self.changes = changes
+        self._model = model
+        self._switched = SwitchedChanges(model, changes, stack)
 
     @property
     def strength(self) -> float:
         """0 is the base, bit for bit."""
-        return self.group.strength
+        return self._switched.strength
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self.group.strength = value
+        self._switched.strength = value
+
+    def switch_on(self) -> None:
+        """Let the change take part from now on. More than once is as good as once."""
+        self._switched.switch_on()
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains in the UNet, fp32, always in the same order."""
@@ -74,8 +89,10 @@ class Lora:
         return [p for name, change in self.changes.items() if not name.startswith(_UNET) for p in change.parameters()]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Detached CPU copies in fp32, by peft's names."""
-        modules = weights_of(self.group.model)
+        """Detached CPU copies in fp32, by peft's names; {} while it waits and was never trained."""
+        if self._switched.group is None and not any(change.up.any() for change in self.changes.values()):
+            return {}
+        modules = weights_of(self._model)
         found: dict[str, Tensor] = {}
         for name, change in self.changes.items():
             for key, shape, part in zip(_keys(name), _shapes(modules[name], change), change.parameters(), strict=True):
@@ -88,7 +105,7 @@ class Lora:
 
         StudioError, with nothing changed, when a layer is not there, is named by half, or has another shape.
         """
-        modules, wanted = weights_of(self.group.model), dict(tensors)
+        modules, wanted = weights_of(self._model), dict(tensors)
         for name, change in self.changes.items():
             for key, shape in zip(_keys(name), _shapes(modules[name], change), strict=True):
                 values = wanted.pop(key, None)
@@ -109,11 +126,13 @@ class Lora:
                 continue
             change.down.copy_(down.reshape(change.down.shape))
             change.up.copy_(up.reshape(change.up.shape))
-        self.group.refresh()
+        if tensors:
+            self.switch_on()
+        self._switched.refresh()
 
     def bake(self) -> None:
         """Fold the change into the weights, for generation."""
-        self.group.bake()
+        self._switched.bake()
 
 
 def lora_layers(model: Model, targets: Targets, text_encoder: bool) -> dict[str, nn.Module]:
