@@ -86,7 +86,7 @@ def read(path: Path) -> dict[str, Any]:
 def write(path: Path, trained: Trained) -> list[Path]:
     """The file in the folder `path`; a concept tuned in full becomes a `unet/` checkpoint instead."""
     if not any(key.endswith(DOWN) for key in trained.tensors):
-        from pipelines.formats.inversion import write_unet
+        from pipelines.formats.attndreambooth import write_unet
 
         return write_unet(path, trained)
     path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,239 @@
+"""Learned tokens in everybody's files: `learned_embeds*.bin` and `.safetensors`, and what A1111 writes and reads.
+
+    {"<token>": (width,) or (tokens, width)}            diffusers; AttnDreamBooth has one key for each token, x_v0, x_v1
+    {"emb_params": (tokens, width)}                     A1111, safetensors
+    {"string_to_param": {"*": (tokens, width)}, ...}    A1111, .pt
+    {"clip_l": (tokens, 768), "clip_g": (tokens, 1280)} SDXL, one entry for each text encoder
+
+None of them says for which base or noun it was made. We write safetensors by default; `.bin` where a tool wants it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.concept import Trained
+from pipelines.errors import StudioError
+from pipelines.files import printable, save_tensors, write_atomic
+from pipelines.formats.jail import read_tensors
+from pipelines.intake import load_tensors, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+method = "textual_inversion"
+title = "learned_embeds (Textual Inversion)"
+
+FILE = "learned_embeds.safetensors"
+A1111, SDXL = "emb_params", ("clip_l", "clip_g")
+KEYS = ("tokens.text_encoder", "tokens.text_encoder_2")  # ours
+PICKLED = (".bin", ".pt")
+_NUMBERED = re.compile(r"^(.*)_v(\d+)$")
+_PARAM = "string_to_param/"
+_MOST_TOKENS, _WIDTHS = 75, (8, 4096)
+_PICKLE_LIMIT = 65_536  # bytes; a dictionary of a few tensors has some hundreds
+_MESSAGE = "Choose a learned_embeds file, or an embedding for A1111."
+
+
+def detect(path: Path) -> bool:
+    """A file of few small matrices of one width, or a folder with a learned_embeds file. Nothing is unpickled."""
+    file = _file(path)
+    if file is None or not file.is_file():
+        return False
+    return _looks_pickled(file) if file.suffix.lower() in PICKLED else _looks_plain(file)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The rows under our names, and the settings they imply; "name" from the token or the file.
+
+    StudioError when it holds tokens of several concepts (`read_embeds` gives them all), or something else.
+    """
+    file = _file(path)
+    if file is None:
+        raise StudioError(f"'{printable(path.name)}' holds no learned_embeds file. {_MESSAGE}")
+    content = _content(file)
+    embeds = _grouped(content)
+    what = f"'{printable(file.name)}'"
+    if set(embeds) == set(SDXL):
+        rows = dict(zip(KEYS, (embeds[key] for key in SDXL), strict=True))
+        return _found(rows, file.stem, with_noun=False)
+    if len(embeds) > 1:
+        names = ", ".join(printable(name, 30) for name in list(embeds)[:5])
+        raise StudioError(
+            f"{what} holds {len(embeds)} concepts ({names}). Put the one you want into a file of its own."
+        )
+    ((token, values),) = embeds.items()
+    plain = token.strip("<>*")
+    released = _NUMBERED.match(next(iter(content)))  # AttnDreamBooth's words stand before their noun
+    return _found({KEYS[0]: values}, plain or file.stem, with_noun=released is not None)
+
+
+def write(path: Path, trained: Trained) -> list[Path]:
+    """`learned_embeds.safetensors` in the folder `path`, as diffusers' `load_textual_inversion` takes it."""
+    target = path / FILE
+    if target.exists():
+        raise StudioError(f"{target} is already there. Choose another folder.")
+    path.mkdir(parents=True, exist_ok=True)
+    write_embeds(target, embeds_of(trained))
+    return [target]
+
+
+def embeds_of(trained: Trained) -> dict[str, Tensor]:
+    """A concept's tokens as others name them: {"<my-cat>": (tokens, width)}, or SDXL's two. For several subjects one
+    entry each. StudioError when the concept has no learned tokens."""
+    rows = [trained.tensors[key] for key in KEYS if key in trained.tensors]
+    if not rows:
+        raise StudioError(f"'{trained.concept.name}' has no learned tokens. Export it as a zip.")
+    subjects = trained.concept.subjects
+    if len(rows) == len(SDXL):
+        if len(subjects) > 1:
+            raise StudioError("Files for SDXL hold one concept, and this one has several. Export it as a zip.")
+        return dict(zip(SDXL, rows, strict=True))
+    each = len(rows[0]) // max(1, len(subjects))
+    return {subject.token: rows[0][at * each : (at + 1) * each] for at, subject in enumerate(subjects)}
+
+
+def read_embeds(path: Path) -> dict[str, Tensor]:
+    """Every token of a file with its rows, (tokens, width) fp32: {"<my-cat>": ...}; SDXL's under "clip_l" and "clip_g".
+
+    Tokens named x_v0, x_v1 ... are one, "x". A1111's rows are called "*". StudioError when it holds anything else.
+    """
+    return _grouped(_content(path))
+
+
+def write_embeds(path: Path, embeds: Mapping[str, Tensor]) -> None:
+    """`embeds` (token -> (tokens, width)) as diffusers reads them; pickled where the name ends in .bin or .pt.
+
+    A token of one row is written as (width,), which is what most tools expect.
+    """
+    content = {
+        name: (rows[0] if rows.ndim == 2 and len(rows) == 1 and name not in SDXL else rows).detach().float().cpu()
+        for name, rows in embeds.items()
+    }
+    _save(path, content)
+
+
+def write_numbered(path: Path, token: str, rows: Tensor) -> None:
+    """One key for each token, `x_v0`, `x_v1` ..., as AttnDreamBooth writes and reads them."""
+    _save(path, {f"{token}_v{number}": row.detach().float().cpu() for number, row in enumerate(rows)})
+
+
+def write_a1111(path: Path, rows: Tensor) -> None:
+    """{"emb_params": (tokens, width)} as safetensors, which A1111 and its followers read by the file's name."""
+    save_tensors(path, {A1111: rows.detach().float()})
+
+
+def _content(path: Path) -> dict[str, Tensor]:
+    """Every entry by the name it has in the file, as rows."""
+    what = f"'{printable(path.name)}'"
+    pickled = path.suffix.lower() in PICKLED
+    content: Any = read_tensors(path) if pickled else load_tensors(path)[0]
+    if not isinstance(content, dict):
+        raise StudioError(f"{what} holds one bare tensor, which names no token. {_MESSAGE}")
+    if any(key.startswith(_PARAM) for key in content):
+        content = {key.removeprefix(_PARAM): value for key, value in content.items() if key.startswith(_PARAM)}
+    if A1111 in content:
+        content = {"*": content[A1111]}
+    if not content:
+        raise StudioError(f"{what} holds no tokens. {_MESSAGE}")
+    return {key: _rows(value, key, what) for key, value in content.items()}
+
+
+def _save(path: Path, content: dict[str, Tensor]) -> None:
+    if path.suffix.lower() not in PICKLED:
+        save_tensors(path, content)
+        return
+    import torch
+
+    data = io.BytesIO()
+    torch.save({name: values.contiguous().clone() for name, values in content.items()}, data)
+    write_atomic(path, data.getvalue())
+
+
+def _found(rows: dict[str, Tensor], name: str, with_noun: bool) -> dict[str, Any]:
+    counts = {len(values) for values in rows.values()}
+    if len(counts) > 1:
+        raise StudioError(f"'{printable(name)}' has another number of tokens for each text encoder. {_MESSAGE}")
+    return {"tensors": rows, "params": {"tokens": counts.pop(), "with_noun": with_noun}, "name": name}
+
+
+def _rows(value: Tensor, key: str, what: str) -> Tensor:
+    low, high = _WIDTHS
+    sound = value.is_floating_point() and value.ndim in (1, 2) and low <= value.shape[-1] <= high
+    if not sound or not 0 < value.numel() // value.shape[-1] <= _MOST_TOKENS or not bool(value.isfinite().all()):
+        raise StudioError(f"{what} holds '{printable(key)}', which is no learned token. {_MESSAGE}")
+    return value.reshape(-1, value.shape[-1]).float().contiguous()
+
+
+def _grouped(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """x_v0, x_v1 ... put together in their order; other names as they are."""
+    import torch
+
+    groups: dict[str, list[tuple[int, Tensor]]] = {}
+    for key, values in rows.items():
+        numbered = _NUMBERED.match(key)
+        groups.setdefault(numbered[1] if numbered else key, []).append((int(numbered[2]) if numbered else 0, values))
+    return {
+        name: torch.cat([values for _, values in sorted(group, key=lambda pair: pair[0])])
+        for name, group in groups.items()
+    }
+
+
+def _file(path: Path) -> Path | None:
+    """The file itself, or the newest learned_embeds file of a folder (the one of the most steps)."""
+    if not path.is_dir():
+        return path
+    found = [file for end in (".safetensors", *PICKLED) for file in path.glob(f"learned_embeds*{end}")]
+    return max(found, key=_steps, default=None)
+
+
+def _steps(file: Path) -> tuple[int, bool]:
+    numbers = re.findall(r"\d+", file.stem)
+    return int(numbers[-1]) if numbers else 1 << 62, file.suffix == ".safetensors"  # without a number: the last one
+
+
+def _looks_plain(file: Path) -> bool:
+    try:
+        header = read_header(file)
+    except (StudioError, OSError):
+        return False
+    shapes = {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
+    low, high = _WIDTHS
+    small = all(len(shape) in (1, 2) and low <= shape[-1] <= high for shape in shapes.values())
+    count = sum(shape[0] if len(shape) == 2 else 1 for shape in shapes.values())
+    known = set(shapes) in ({A1111}, set(SDXL))
+    return small and 0 < count <= _MOST_TOKENS and (known or _named_so(file, shapes, every=True))
+
+
+def _named_so(file: Path, names: Iterable[str], every: bool) -> bool:
+    """Whether the file's name, or those inside, are such as learned tokens have."""
+    tokens = [name.startswith("<") or _NUMBERED.match(name) is not None for name in names]
+    return "embed" in file.name.lower() or (all(tokens) if every else any(tokens))
+
+
+def _looks_pickled(file: Path) -> bool:
+    """Whether it is a torch.save file of a dictionary of few tensors. Its pickle is only read as a list of codes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.split("/")[-1] == "data.pkl"]
+            if len(entries) != 1 or entries[0].file_size > _PICKLE_LIMIT:
+                return False
+            if entries[0].compress_type != zipfile.ZIP_STORED:
+                return False
+            codes = [(code.name, argument) for code, argument, _ in pickletools.genops(archive.read(entries[0]))]
+    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile):
+        return False
+    names = [name for name, _ in codes]
+    texts = [argument for name, argument in codes if name == "BINUNICODE" and isinstance(argument, str)]
+    layers = any(text.endswith((".weight", ".bias")) for text in texts)
+    rebuilt = any(argument == "torch._utils _rebuild_tensor_v2" for name, argument in codes if name == "GLOBAL")
+    filled = "SETITEM" in names or "SETITEMS" in names
+    if not rebuilt or not filled or layers or names.count("BINPERSID") > _MOST_TOKENS:
+        return False
+    return "string_to_param" in texts or _named_so(file, texts, every=False)
