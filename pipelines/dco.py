@@ -37,21 +37,24 @@ RowLoss = Callable[[Tensor, "Batch"], Tensor]  # squared error (rows, c, h, w) a
 class Dco:
     """How firmly the base holds (a smaller beta lets the model go further), and how class pictures count beside it."""
 
+    each: RowLoss  # what a row's error is, masked or not
     beta: float = 1000.0
     per_row: bool = True
     prior_weight: float = 0.0
 
 
-def dco_loss(model: Model, adapter: Adapter, batch: Batch, each: RowLoss, settings: Dco) -> dict[str, Tensor]:
+def dco_loss(
+    model: Model, adapter: Adapter, batch: Batch, settings: Dco, error: Tensor | None = None
+) -> dict[str, Tensor]:
     """{"dco": the photos' loss, "margin": l - l0} and, where the batch has class pictures, {"prior": their error}.
 
-    `each` says what a row's error is (masked or not). "margin" is for the curves: it has no gradient, and is negative
-    once the model is better than the base. `adapter` is switched off for l0 and is as before when this returns.
+    `error` is `squared_error` of the batch where that is known already. "margin" is for the curves: it has no gradient,
+    and is negative once the model is better than the base. `adapter` is switched off for l0 and is as before when this
+    returns.
     """
-    error = squared_error(model, batch)
-    own = each(error, batch)
+    own = settings.each(squared_error(model, batch) if error is None else error, batch)
     photos = rows_of(batch, ~batch.prior)
-    margin = own[~batch.prior] - _reference(model, adapter, photos, each)
+    margin = own[~batch.prior] - _reference(model, adapter, photos, settings.each)
     losses = {"dco": consistency(margin, settings.beta, per_row=settings.per_row), "margin": margin.detach().mean()}
     if settings.prior_weight and bool(batch.prior.any()):
         losses["prior"] = settings.prior_weight * own[batch.prior].mean()

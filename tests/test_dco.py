@@ -75,7 +75,7 @@ def test_it_starts_at_ln_2_with_a_gradient_in_every_row(model: Model, prior: boo
     """With class pictures too, where the released code's photos learn nothing."""
     one = batch(model, prior)
     with moved(model, 0.0) as adapter:
-        losses = dco_loss(model, adapter, one, whole, Dco(prior_weight=float(prior)))
+        losses = dco_loss(model, adapter, one, Dco(whole, prior_weight=float(prior)))
         assert losses["dco"].item() == pytest.approx(math.log(2), abs=1e-3)
         assert losses["margin"].item() == pytest.approx(0, abs=1e-5) and not losses["margin"].requires_grad
         assert ("prior" in losses) == prior
@@ -87,8 +87,8 @@ def test_it_starts_at_ln_2_with_a_gradient_in_every_row(model: Model, prior: boo
 
 def test_class_pictures_change_nothing_for_the_photos(model: Model) -> None:
     with moved(model, 0.05) as adapter:
-        alone = dco_loss(model, adapter, batch(model, False), whole, Dco(beta=50.0))
-        beside = dco_loss(model, adapter, batch(model, True), whole, Dco(beta=50.0, prior_weight=0.5))
+        alone = dco_loss(model, adapter, batch(model, False), Dco(whole, beta=50.0))
+        beside = dco_loss(model, adapter, batch(model, True), Dco(whole, beta=50.0, prior_weight=0.5))
         prior = whole(squared_error(model, batch(model, True)), batch(model, True))[3:].mean()
     assert alone["dco"].item() == pytest.approx(beside["dco"].item(), rel=1e-4)
     assert alone["margin"].item() == pytest.approx(beside["margin"].item(), rel=1e-3)
@@ -104,7 +104,7 @@ def test_the_reference_is_the_base_on_the_very_same_words(model: Model, text: bo
         noun = whole(squared_error(model, one, model.encode(["a photo of cat"] * 3)), one)
     with moved(model, 0.3, text) as adapter:
         own = whole(squared_error(model, one), one).detach()
-        margin = dco_loss(model, adapter, one, whole, Dco())["margin"]
+        margin = dco_loss(model, adapter, one, Dco(whole))["margin"]
     assert margin.item() == pytest.approx((own - base).mean().item(), rel=1e-3, abs=1e-6)
     assert abs((own - noun).mean().item() - margin.item()) > 1e-5
 
@@ -112,7 +112,7 @@ def test_the_reference_is_the_base_on_the_very_same_words(model: Model, text: bo
 def test_the_adapter_is_as_before_also_after_an_exception(model: Model) -> None:
     with moved(model, 0.1) as adapter:
         adapter.strength = 0.7
-        dco_loss(model, adapter, batch(model, False), whole, Dco())
+        dco_loss(model, adapter, batch(model, False), Dco(whole))
         assert adapter.strength == 0.7
         with pytest.raises(RuntimeError, match="inside"), switched_off(adapter):
             assert adapter.strength == 0
@@ -136,7 +136,7 @@ def test_it_learns(model: Model) -> None:
         optimizer = torch.optim.AdamW(adapter.change.parameters(), lr=0.02)
         seen = []
         for _ in range(6):
-            losses = dco_loss(model, adapter, one, whole, Dco(beta=20.0))
+            losses = dco_loss(model, adapter, one, Dco(whole, beta=20.0))
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()

@@ -7,8 +7,9 @@ Paper: Jang et al., "Identity Decoupling for Multi-Subject Personalization of Te
     L = -log sigmoid(-beta (l - l0))                                 (`loss = "dco"`: the released code, pipelines.dco)
 
 Each subject is "<rare word> <noun>", where a specific noun or an adjective and a noun ("white robot toy") serves best;
-no token is added. `mix = "cutmix"` and `mix = "none"` are what the paper compares with: halves of photos (SVDiff), and
-DreamBooth on all subjects together. Pictures begin from `pipelines.start_noise`; negative prompt "sticker, collage".
+no token is added. `mix = "cutmix"` and `mix = "none"` are what the paper compares with: halves of photos (SVDiff; its
+regulariser is `unmix_weight`, which the paper leaves off), and DreamBooth on all subjects together. Pictures begin from
+`pipelines.start_noise`, with the negative prompt "sticker, collage".
 
 Departures from the released code:
 - Any canvas and any number of subjects (there 1024 pixels, and two names for the sizes).
@@ -71,6 +72,12 @@ class Params(TrainParams):
     cut_sides: Literal["always", "sometimes", "never"] = Field(
         "sometimes", description="Cut-Mix: say 'on the left' and 'on the right'"
     )
+    unmix_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Weight of keeping nouns from looking at the other subjects (unmix; 0 = off)",
+    )
     soft_alpha: float = Field(
         1.0, ge=0, le=1, description="Weight of the loss on a collage's white (1 = everywhere alike)"
     )
@@ -114,7 +121,7 @@ def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterato
     wish: dict[str, Any] = {"targets": params.targets, "text_encoder": params.train_text_encoder}
     with ExitStack() as stack:
         change = stack.enter_context(lora(model, rank=params.rank, alpha=params.alpha or params.rank, **wish))
-        adapter = Joint(change, params)
+        adapter = Joint(change, params, tuple(subject.token for subject in subjects))
         for subject, word in zip(subjects, words, strict=True):
             meaning = Expansion(f"{word} {subject.noun}".strip(), subject.noun, strength=lambda: adapter.strength)
             stack.enter_context(placeholder(model, subject.token, meaning))
@@ -122,16 +129,20 @@ def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterato
 
 
 def loss(model: Model, adapter: Joint, batch: Batch, stage: Stage) -> dict[str, Tensor]:
-    """The error of photos and collages, plain or against the base's own, and that of class pictures."""
+    """The error of photos and collages, plain or against the base's own, that of class pictures, and what unmixes."""
+    from pipelines.attention.unmix import unmixing
     from pipelines.dco import Dco, dco_loss
     from pipelines.losses import squared_error
 
     params = adapter.params
+    with unmixing(model, batch, adapter.tokens if params.unmix_weight else ()) as watched:
+        error = squared_error(model, batch)
+    losses = {} if watched is None else {"unmix": params.unmix_weight * watched.loss()}
     if params.loss == "dco":
-        settings = Dco(params.dco_beta, params.dco_per_row, params.prior_weight)
-        return dco_loss(model, adapter, batch, adapter.each, settings)
-    each = adapter.each(squared_error(model, batch), batch)
-    losses = {"denoising": each[~batch.prior].mean()}
+        settings = Dco(adapter.each, params.dco_beta, params.dco_per_row, params.prior_weight)
+        return dco_loss(model, adapter, batch, settings, error) | losses
+    each = adapter.each(error, batch)
+    losses["denoising"] = each[~batch.prior].mean()
     if params.prior_weight and bool(batch.prior.any()):
         losses["prior"] = params.prior_weight * each[batch.prior].mean()
     return losses
@@ -140,9 +151,10 @@ def loss(model: Model, adapter: Joint, batch: Batch, stage: Stage) -> dict[str, 
 class Joint:
     """The adapter: one low-rank change for all subjects."""
 
-    def __init__(self, change: Lora, params: Params) -> None:
+    def __init__(self, change: Lora, params: Params, tokens: tuple[str, ...]) -> None:
         self.change = change
         self.params = params
+        self.tokens = tokens
 
     @property
     def strength(self) -> float:

@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from pipelines.attention.probe import Columns, probe_attention
 from pipelines.collage import Recipe
 from pipelines.concept import Subject
 from pipelines.data import Data, prepare
 from pipelines.errors import StudioError
 from pipelines.events import Finished, Progress
-from pipelines.losses import denoising_loss, masked_mean
+from pipelines.losses import denoising_loss, masked_mean, squared_error
 from pipelines.methods import segmix
 from pipelines.mixers import CutMixer, SegMixer
 from pipelines.model import Model
 from pipelines.photos import Photo
 from pipelines.preset import load_preset
+from pipelines.tokens import find_word
 from pipelines.train import train
 from tests.tiny import tiny_model
 
@@ -133,6 +136,42 @@ def test_both_losses_go_with_and_without_class_pictures(model: Model, loss: Any,
         if loss == "mse":
             usual = denoising_loss(model, adapter, batch, params)
             assert all(torch.allclose(usual[name], losses[name]) for name in usual)
+
+
+def test_unmix_keeps_a_nouns_attention_off_the_other_subject(model: Model) -> None:
+    """By hand: mean over cells of (attention of the noun * the other's mask)^2, summed over both nouns."""
+    params = FAST.model_copy(update={"mix": "cutmix", "mix_chance": 1.0, "unmix_weight": 3.0, "batch_size": 2})
+    stage, seen = segmix.stages(params)[0], []
+    batch = data(model, params, prior=True).batch(stage, 1)
+    assert batch.subject_masks is not None
+
+    class Look:
+        def wants(self, site: Any) -> Any:
+            return Columns(None) if site.kind == "cross" else None
+
+        def look(self, site: Any, columns: Any, step: Any) -> None:
+            seen.append((site, columns.detach().mean(1)))  # (rows, queries, keys)
+
+    with segmix.attach(model, params, (CAT, DOG)) as adapter:
+        losses = segmix.loss(model, adapter, batch, stage)
+        with probe_attention(model.unet, Look()):
+            squared_error(model, batch)
+        expected = []
+        for site, maps in seen:
+            value = 0.0
+            for row, caption in enumerate(batch.captions):
+                for other, word in ((1, "cat"), (0, "dog")):
+                    at = find_word(model.tokenize(caption), word)[-1]
+                    there = batch.subject_masks[row, other][None, None]
+                    there = F.interpolate(there, (site.height, site.width), mode="area").flatten()
+                    value += float(((maps[row, :, at] * there) ** 2).mean()) / len(batch.captions)
+            expected.append(value)
+        assert losses["unmix"].item() == pytest.approx(3 * np.mean(expected), rel=1e-3) and np.mean(expected) > 0
+        moved = torch.autograd.grad(losses["unmix"], adapter.change.parameters(), allow_unused=True)
+        assert any(part is not None and part.abs().sum() > 0 for part in moved)
+        alone = data(model, params.model_copy(update={"mix": "none"})).batch(stage, 1)
+        assert "unmix" not in segmix.loss(model, adapter, alone, stage)
+    assert not any(module._forward_hooks for module in model.unet.modules())
 
 
 def test_two_subjects_train_and_the_base_is_as_before(model: Model) -> None:
