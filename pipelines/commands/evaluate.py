@@ -1,0 +1,122 @@
+"""`evaluate`: how well concepts are learned, in numbers with intervals, as a table, CSV files and a page."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.commands.arguments import Parser, add_base, add_workspace, command, open_base, open_workspace
+from pipelines.commands.terminal import Terminal
+from pipelines.errors import StudioError
+from pipelines.schedulers import SCHEDULERS
+
+if TYPE_CHECKING:
+    from pipelines.concept import Trained
+    from pipelines.evaluate.protocol import Evaluation
+
+EXAMPLE = """examples:
+  python -m pipelines evaluate --concept my-cat --data photos --out evaluation
+  python -m pipelines evaluate --concept my-cat --concept my-cat-2 --data photos --prompts prompts.txt --masked
+  python -m pipelines evaluate --concept my-cat --data photos --clip openai/clip-vit-base-patch32 --dino DINO
+
+A prompt has {} for the subject, one prompt a line. Identity is measured against the photos; text against the prompt
+without the subject, and with its category. Read them together: leaving the subject out raises the first of these."""
+
+
+def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
+    parser = command(commands, "evaluate", "measure how well concepts are learned")
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "--concept", action="append", default=[], metavar="NAME[:STRENGTH]", help="what to measure; repeatable"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with photos of the subject")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line, {} for the subject")
+    parser.add_argument("--images", type=int, default=8, help="pictures of each prompt (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=7.5, help="how strictly to follow it (default: %(default)s)")
+    parser.add_argument("--scheduler", default="ddim", help=f"{', '.join(SCHEDULERS)} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: %(default)s)")
+    parser.add_argument("--masked", action="store_true", help="compare the subjects alone as well")
+    parser.add_argument("--clip", help="a CLIPModel: toybox, a Hub id or a folder (default: toybox on Toybox)")
+    parser.add_argument("--dino", help="a DINO or DINOv2 for identity as well: a Hub id or a folder")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write table, page and pictures")
+    add_base(parser)
+    add_workspace(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, terminal: Terminal) -> None:
+    if not options.concept:
+        raise StudioError("Name what to measure: --concept NAME, as in 'python -m pipelines list'.")
+    if not options.data.is_dir():
+        raise StudioError(f"There is no folder {options.data}. Name the one with the photos: --data DIR.")
+    from pipelines.evaluate.encoders import Clip, DinoClass
+    from pipelines.evaluate.prompts import default_prompts, read_prompts
+    from pipelines.evaluate.protocol import Wish, evaluate
+    from pipelines.evaluate.report import as_json, as_text, write_report
+    from pipelines.photos import load_photos
+
+    prompts = read_prompts(options.prompts) if options.prompts else None
+    concepts = _concepts(options)
+    model = open_base(options, terminal, options.base or _base_of(concepts[0][0]))
+    if options.clip is None and model.kind != "toybox":
+        raise StudioError(
+            "Toybox's CLIP knows only its own world. Name one for photos: --clip openai/clip-vit-base-patch32, or a "
+            "folder."
+        )
+    wish = Wish(
+        prompts or default_prompts(model.kind),
+        images=options.images,
+        steps=options.steps,
+        guidance=options.guidance,
+        scheduler=options.scheduler,
+        seed=options.seed,
+        masked=options.masked,
+    )
+    notes: list[str] = []
+    photos = load_photos(options.data, short_side=model.native_size, notes=notes)
+    for note in notes:
+        terminal.say(note)
+    device = str(model.device)
+    clip = Clip(options.clip or "toybox", device)
+    dino = DinoClass(options.dino, device) if options.dino else None
+    found: list[Evaluation] = [
+        terminal.watch(evaluate(model, concept, photos, wish, clip, dino)) for concept in concepts
+    ]
+    written = write_report(options.out, found) if options.out else []
+    said = [f"Written: {path}" for path in written]
+    terminal.result(
+        {"rows": as_json(found), "files": [str(path) for path in written]},
+        *as_text(found, overall=bool(options.out)),
+        *said,
+    )
+
+
+def _concepts(options: argparse.Namespace) -> list[tuple[Trained, float]]:
+    from pipelines.library import Library
+
+    library = Library(open_workspace(options))
+    return [(library.load(name), strength) for name, strength in map(_named, options.concept)]
+
+
+def _named(text: str) -> tuple[str, float]:
+    """`my-cat:0.8` -> ("my-cat", 0.8); without a number the strength is 1."""
+    name, colon, number = text.rpartition(":")
+    try:
+        return (name, float(number)) if colon else (text, 1.0)
+    except ValueError:
+        raise StudioError(
+            f"'{number}' is no strength. Write --concept NAME:STRENGTH with a number, as in my-cat:0.8."
+        ) from None
+
+
+def _base_of(trained: Trained) -> str:
+    """The base that the concept was learned on. The id of a folder is but its name: nothing can be loaded by it."""
+    where = trained.concept.base_model.get("id", "")
+    if where == "toybox" or "/" in where:
+        return where
+    raise StudioError(
+        f"'{trained.concept.name}' was made on the base '{where or 'unknown'}'. Say where that is: --base FOLDER."
+    )
