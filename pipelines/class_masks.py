@@ -1,0 +1,100 @@
+"""Class pictures with masks, painted by the base itself: MuDI's prior set, as a folder with `class_metadata.jsonl`.
+
+Paper: Jang et al. 2024 (MuDI), arXiv 2404.04243, section 4.1. The released code asks for "simple background, full body
+view ...", looks for exactly one thing of the class (OWLv2), cuts it out (Segment Anything), and tries ten times.
+Departures: what finds and cuts is handed in; the metadata file, which there is written by hand, is written here; and a
+picture that never came out right is left out and told, where it is there kept without a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.errors import StudioError
+from pipelines.events import Event, Finished, Note, Progress, Snapshot
+from pipelines.formats.mudi import CLASS_FILE, write_dataset
+from pipelines.generate import generate
+from pipelines.photos import Photo
+from pipelines.request import Request
+
+if TYPE_CHECKING:
+    from pipelines.events import Picture
+    from pipelines.model import Model
+    from pipelines.photos import Mask
+
+Find = Callable[["Picture", str], "Mask | None"]  # the mask of the one thing of that class; None when not exactly one
+
+STAGE = "class pictures"
+PROMPT = "A photo of {} {}, simple background, full body shot."
+NEGATIVE = "anime, cartoon, graphic, text, painting, crayon, graphite, abstract glitch, blurry"
+
+
+@dataclass(frozen=True)
+class ClassWish:
+    """How many pictures of each class, and how they are painted. `prompt` has places for the article and the class."""
+
+    each: int = 50
+    tries: int = 10
+    prompt: str = PROMPT
+    negative: str = NEGATIVE
+    steps: int = 50
+    guidance: float = 7.5
+    size: int = 0  # side in pixels, 0 = the base's own
+    seed: int = 0
+
+
+def masked_class_pictures(
+    model: Model, classes: Mapping[str, str], find: Find, folder: Path, wish: ClassWish | None = None
+) -> Iterator[Event]:
+    """Paint and mask each of `classes` (subject's name -> its noun) into the new `folder`.
+
+    Yields Progress, a Note for a picture that is left out, and ends with Finished(the metadata file). StudioError when
+    no picture of a class shows exactly one thing of it; nothing is written then.
+    """
+    wish = wish or ClassWish()
+    if (folder / CLASS_FILE).exists():
+        raise StudioError(f"{folder / CLASS_FILE} is already there. Choose another folder.")
+    photos: list[Photo] = []
+    total = wish.each * len(classes)
+    for position, (name, noun) in enumerate(classes.items()):
+        found = 0
+        for number in range(wish.each):
+            first = wish.seed + (position * wish.each + number) * wish.tries
+            photo = _one(model, name, noun, find, wish, first)
+            if photo is not None:
+                photos.append(photo)
+                found += 1
+            elif not found:  # the next ones would not do better
+                raise StudioError(
+                    f"In {wish.tries} pictures the base never painted exactly one {noun} that could be cut out. "
+                    "Use a plainer noun, or class pictures without masks."
+                )
+            else:
+                yield Note(f"Picture {number + 1} of '{noun}' never showed exactly one; it was left out.")
+            yield Progress(STAGE, position * wish.each + number + 1, total)
+    yield Finished(write_dataset(folder, classes, photos, CLASS_FILE))
+
+
+def _one(model: Model, name: str, noun: str, find: Find, wish: ClassWish, first: int) -> Photo | None:
+    """The first of `tries` pictures on which the class is found exactly once."""
+    article = "an" if noun[:1].lower() in "aeiou" else "a"
+    for seed in range(first, first + wish.tries):
+        request = Request(
+            wish.prompt.format(article, noun),
+            wish.negative or None,
+            seeds=(seed,),
+            steps=wish.steps,
+            guidance=wish.guidance,
+            width=wish.size,
+            height=wish.size,
+            preview_every=0,
+        )
+        (image,) = [event.image for event in generate(model, request) if isinstance(event, Snapshot)]
+        mask = None if image is None else find(image, noun)
+        if image is not None and mask is not None and (mask > 128).any():
+            text = f"A photo of {article} {noun}"
+            return Photo(Path(f"{name}-{seed}.png"), image, {name: mask}, text, image.shape[1::-1], (name,))
+    return None

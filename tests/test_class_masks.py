@@ -1,0 +1,59 @@
+"""Class pictures with masks: what was found is kept with its mask, what was not is told, all of it is read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.class_masks import ClassWish, masked_class_pictures
+from pipelines.errors import StudioError
+from pipelines.events import Finished, Note, Progress
+from pipelines.formats import mudi
+from tests.tiny import tiny_model
+
+WISH = ClassWish(each=2, tries=2, steps=1, size=32)
+CLASSES = {"a": "cat", "b": "dog"}
+
+
+def finder(*missed: int) -> Any:
+    """Finds a block in every picture, but not in those of these numbers (from 0)."""
+    seen: list[Any] = []
+
+    def find(picture: Any, noun: str) -> Any:
+        seen.append((noun, picture))
+        mask = np.zeros(picture.shape[:2], np.uint8)
+        mask[8:20, 8:24] = 255
+        return None if len(seen) - 1 in missed else mask
+
+    find.seen = seen
+    return find
+
+
+def test_they_are_painted_masked_and_read_again(tmp_path: Path) -> None:
+    find = finder(1)
+    *events, last = masked_class_pictures(tiny_model("sd1"), CLASSES, find, tmp_path / "x", WISH)
+    assert isinstance(last, Finished) and last.value == tmp_path / "x" / mudi.CLASS_FILE
+    assert [event.step for event in events if isinstance(event, Progress)] == [1, 2, 3, 4]
+    assert [noun for noun, _ in find.seen] == ["cat", "cat", "cat", "dog", "dog"]  # the second one is tried again
+    found = mudi.read_dataset(tmp_path / "x", mudi.CLASS_FILE)
+    assert found.phrases == CLASSES and [row.id for row in found.rows] == ["a", "a", "b", "b"]
+    pictures = mudi.class_pictures_of(found)
+    assert [text for _, text in pictures] == ["A photo of a cat"] * 2 + ["A photo of a dog"] * 2
+    assert np.array_equal(pictures[1][0], find.seen[2][1])
+    assert len({image.tobytes() for image, _ in pictures}) == 4
+    with pytest.raises(StudioError, match="already there"):
+        list(masked_class_pictures(tiny_model("sd1"), CLASSES, find, tmp_path / "x", WISH))
+
+
+def test_what_never_comes_out_right_is_told(tmp_path: Path) -> None:
+    events = list(masked_class_pictures(tiny_model("sd1"), CLASSES, finder(1, 2), tmp_path / "x", WISH))
+    assert [event.text for event in events if isinstance(event, Note)] == [
+        "Picture 2 of 'cat' never showed exactly one; it was left out."
+    ]
+    assert len(mudi.read_dataset(tmp_path / "x", mudi.CLASS_FILE).rows) == 3
+    with pytest.raises(StudioError, match="never painted exactly one cat"):
+        list(masked_class_pictures(tiny_model("sd1"), CLASSES, finder(0, 1), tmp_path / "y", WISH))
+    assert not (tmp_path / "y").exists()
