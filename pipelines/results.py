@@ -39,14 +39,12 @@ def make_pictures(
     Heatmap per picture and word, and Finished with the list of infos. Closing keeps what is done. StudioError for what
     the model can't do, a word that isn't in the prompt, a concept for another base, or a full disk.
     """
-    from pipelines.generate import generate, sized
+    from pipelines.generate import paint, sized
+    from pipelines.regions import staged
 
     request = sized(model, request)
     with ExitStack() as stack:
-        if concepts:
-            from pipelines.attach import attached
-
-            stack.enter_context(attached(model, concepts))
+        stage = stack.enter_context(staged(model, request, concepts))
         words = _positions(model, request.prompt, attention)
         recipe = write_recipe(model, request, concepts, attention)
         album = stack.enter_context(open_album(workspace, recipe, out))
@@ -56,7 +54,7 @@ def make_pictures(
             if request.keep and not set(request.keep) & set(part.seeds):
                 continue
             store = _store(words)
-            for event in generate(model, part, probes=() if store is None else (store,)):
+            for event in paint(stage, part, probes=() if store is None else (store,)):
                 yield from run.handle(event, first, store)
         album.complete()
     yield Finished(run.infos)
@@ -97,10 +95,14 @@ class _Run:
             yield replace(event, index=first + event.index)
         elif isinstance(event, Note):
             yield from self._once(event)
+        elif isinstance(event, Heatmap):  # a region that was found
+            yield event
         elif isinstance(event, Snapshot):
             yield from self._keep(event, first, store)
 
     def _progress(self, event: Progress, first: int) -> Progress:
+        if event.stage != "generate":
+            return event
         batches = -(-len(self.request.seeds) // self.request.batch)
         step, total = first // self.request.batch * event.total + event.step, batches * event.total
         pace = (time.monotonic() - self._started) / step

@@ -12,10 +12,11 @@ import torch
 
 from pipelines.errors import StudioError
 from pipelines.events import Finished, Note, Preview, Progress, Snapshot
-from pipelines.generate import _scene, decode, denoise, generate, sized
+from pipelines.generate import decode, denoise, generate, sized
 from pipelines.model import Model
 from pipelines.preview import encode_pictures, from_vae, rough_picture, steady_vae, to_vae
 from pipelines.request import Request
+from pipelines.scene import make_scene
 from pipelines.schedulers import SCHEDULERS, make_scheduler
 from tests.tiny import KINDS, tiny_model, tiny_pipeline
 
@@ -24,7 +25,7 @@ REQUEST = Request("a photo of a cat in the snow", negative="blurry dog", seeds=(
 
 def latents(model: Model, request: Request) -> torch.Tensor:
     """The first batch before decoding (n, c, h, w)."""
-    work = denoise(model, _scene(model, sized(model, request)))
+    work = denoise(model, make_scene(model, sized(model, request)))
     while True:
         try:
             next(work)
@@ -178,7 +179,7 @@ def test_the_last_preview_shows_the_picture_to_come(scheduler: str) -> None:
     """What the map is given must be the clean latents, whichever scale the scheduler keeps its own in."""
     model = tiny_model("sd2v")
     request = replace(REQUEST, scheduler=scheduler, steps=20, preview_every=19)
-    work, shown = denoise(model, _scene(model, sized(model, request))), []
+    work, shown = denoise(model, make_scene(model, sized(model, request))), []
     while True:
         try:
             event = next(work)
