@@ -36,9 +36,9 @@ def add_workspace(parser: Parser) -> None:
     parser.add_argument("--workspace", type=Path, help="where your things live (default: STUDIO_HOME, or ./workspace)")
 
 
-def add_base(parser: Parser) -> None:
+def add_base(parser: Parser, config: str = "folder or Hub id with the configuration of a single-file base") -> None:
     parser.add_argument("--base", help="base model: toybox, a Hub id, a folder or a .safetensors file")
-    parser.add_argument("--config", help="folder or Hub id with the configuration of a single-file base")
+    parser.add_argument("--config", help=config)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: the best there is)")
     parser.add_argument("--precision", choices=PRECISIONS, help="number format (default: what suits the device)")
 

