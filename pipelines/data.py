@@ -114,8 +114,8 @@ class Data:
     def _sample(self, source: Source, name: tuple[str, int], chance: torch.Generator) -> _Sample:
         """All draws are made in a fixed order, used or not, so that no setting shifts another's."""
         t, across, down, mirrored = torch.rand(4, generator=chance, dtype=torch.float64).tolist()
-        flip = self.params.flip and mirrored < 0.5
         source, key = self._mixed(source, name, generator("mix", chance.initial_seed()))
+        flip = self.params.flip and mirrored < 0.5 and key is not None  # a collage's caption may say who is left
         height, width = source.image.shape[:2]
         corner = self._corner(height, down), self._corner(width, across)
         picture = self._cut(source.image, corner, flip)
@@ -202,6 +202,8 @@ def prepare(
     resolution = params.resolution or model.native_size
     model.latent_size(resolution, resolution)
     sources = [photo_source(photo, subjects, resolution, masked=params.masked_loss) for photo in photos]
+    if mixer is not None:
+        mixer.check(sources)
     pictures = [class_source(image, words, resolution) for image, words in (prior if params.prior_weight else ())]
     share = join()
     return Data(model, params, tuple(subjects), seed, sources, pictures, Latents(model), resolution, share, mixer)

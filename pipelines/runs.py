@@ -260,7 +260,8 @@ def _check(work: _Work, photos: Sequence[Photo]) -> None:
     """StudioError when a mask or a noun is missing, before a run begins."""
     from pipelines.data import prepare
 
-    prepare(work.model, photos, work.params.model_copy(update={"prior_weight": 0.0}), work.subjects, 0)
+    alone = work.params.model_copy(update={"prior_weight": 0.0})
+    prepare(work.model, photos, alone, work.subjects, 0, mixer=_mixer(work))
 
 
 def _look(work: _Work, data: Data, event: Progress) -> Iterator[Event]:

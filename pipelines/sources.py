@@ -44,6 +44,10 @@ class Source:
 class Mixer(Protocol):
     """Makes a new picture of several: collages that teach a model to keep subjects apart."""
 
+    def check(self, sources: Sequence[Source]) -> None:
+        """StudioError when these can't be mixed, so that it is told before training."""
+        ...
+
     def mix(self, source: Source, others: Sequence[Source], chance: torch.Generator, side: int) -> Source:
         """A `side` x `side` picture with its own caption and masks, or `source` itself where this row isn't mixed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.commands.train import _what
 from pipelines.concept import Subject
 from pipelines.data import prepare
 from pipelines.errors import StudioError
 from pipelines.events import Finished
+from pipelines.formats.mudi import write_dataset
 from pipelines.latents import small_mask
 from pipelines.library import Library
 from pipelines.methods import Stage, get_method
@@ -62,6 +65,10 @@ def test_named_masks_of_one_photo_stay_apart(model: Model) -> None:
 class _Halves:
     """A mixer: the left half of one picture, the right half of another; every other row stays as it is."""
 
+    def check(self, sources: Sequence[Source]) -> None:
+        if len(sources) < 2:
+            raise StudioError("Two photos at least.")
+
     def mix(self, source: Source, others: Sequence[Source], chance: torch.Generator, side: int) -> Source:
         if torch.rand(1, generator=chance).item() < 0.5:
             return source
@@ -86,6 +93,25 @@ def test_collages_are_rows_of_their_own(model: Model) -> None:
         alike = [torch.equal(a, b) for a, b in zip(batch.latents, other.latents, strict=True)]
         assert alike == ["dog" not in caption for caption in batch.captions]
     assert len(data.latents._kept) <= len(plain_data.latents._kept) <= data.latents.encoded  # collages aren't kept
+
+
+def test_what_cannot_be_mixed_is_told_before(model: Model) -> None:
+    with pytest.raises(StudioError, match="Two photos"):
+        prepare(model, photos(1), TrainParams(), PAIR[:1], seed=0, mixer=_Halves())
+
+
+def test_collages_are_not_mirrored(model: Model) -> None:
+    """Their captions may say who is on the left."""
+    made = [
+        prepare(model, photos(3), TrainParams(flip=flip, random_crop=False), PAIR[:1], seed=0, mixer=_Halves())
+        for flip in (False, True)
+    ]
+    changed = {True: 0, False: 0}
+    for step in range(1, 9):
+        one, two = (data.batch(Stage("test", 8, 4), step) for data in made)
+        for row, caption in enumerate(one.captions):
+            changed["dog" in caption] += not torch.equal(one.latents[row], two.latents[row])
+    assert changed[True] == 0 and changed[False] > 0
 
 
 @pytest.fixture
@@ -138,3 +164,22 @@ def test_a_stopped_run_with_a_folder_each_goes_on(tmp_path: Path, model: Model, 
 def test_what_doesnt_add_up(tmp_path: Path, model: Model, folders: list[Path], options: Any, told: str) -> None:
     with pytest.raises(StudioError, match=told):
         list(_learn(tmp_path, model, folders, **options))
+
+
+def test_a_folder_in_mudis_form_says_itself_what_it_shows(tmp_path: Path) -> None:
+    phrases = {"a": "olis drink can", "b": "hta plush"}
+    shown = [replace(photo, shows=(name,), caption=None) for photo, name in zip(photos(2), phrases, strict=True)]
+    write_dataset(tmp_path / "mudi", phrases, shown)
+
+    def asked(**words: list[str]) -> Any:
+        return Namespace(**({"data": [tmp_path / "mudi"], "noun": [], "name": []} | words))
+
+    what = _what(asked(), tmp_path / "one")
+    assert (what.names, what.nouns, what.rare_word) == (["a", "b"], ["drink can", "plush"], "olis hta")
+    named = _what(asked(name=["my-can", "my-toy"]), tmp_path / "two")
+    assert [folder.name for folder in named.folders] == named.names == ["my-can", "my-toy"]
+    assert all(list(folder.glob("*-masklabel.png")) for folder in named.folders)
+    with pytest.raises(StudioError, match="2 subjects"):
+        _what(asked(name=["one"]), tmp_path / "three")
+    with pytest.raises(StudioError, match="--noun cat --name my-cat"):
+        _what(Namespace(data=[tmp_path], noun=[], name=["x"]), tmp_path / "four")

@@ -6,7 +6,9 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.arguments import (
@@ -33,8 +35,9 @@ The settings of a method: python -m pipelines train --method svdiff --help"""
 def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
     parser = command(commands, "train", "learn a concept from a folder of photos")
     parser.add_argument("--method", required=True, help="how to learn it: see 'presets'")
-    several: dict[str, Any] = {"action": "append", "required": True}
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the photos; repeatable", **several)
+    several: dict[str, Any] = {"action": "append", "default": []}
+    help = "folder with the photos, ours or MuDI's with its metadata.jsonl; repeatable, one for each --name"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=help, required=True, action="append")
     parser.add_argument("--noun", help="the ordinary word for it: cat; one for each --name", **several)
     parser.add_argument("--name", help="what to call it: my-cat is <my-cat> in a prompt; repeatable", **several)
     parser.add_argument(
@@ -67,22 +70,26 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     params = validated(type(preset), preset.model_dump() | settings)
     from pipelines.runs import train_concept
 
-    events = train_concept(
-        workspace,
-        model,
-        method=options.method,
-        photos=options.data,
-        noun=options.noun,
-        name=options.name,
-        params=params,
-        seed=options.seed,
-        masks=options.masks,
-        resume=options.resume,
-    )
-    try:
-        trained = terminal.watch(events)
-    except Stopped:
-        raise Stopped(_stopped(terminal)) from None
+    with TemporaryDirectory(prefix="attune-data-") as scratch:
+        what = _what(options, Path(scratch))
+        if what.rare_word and "rare_word" in type(params).model_fields and "rare_word" not in settings:
+            params = params.model_copy(update={"rare_word": what.rare_word})
+        events = train_concept(
+            workspace,
+            model,
+            method=options.method,
+            photos=what.folders,
+            noun=what.nouns,
+            name=what.names,
+            params=params,
+            seed=options.seed,
+            masks=options.masks,
+            resume=options.resume,
+        )
+        try:
+            trained = terminal.watch(events)
+        except Stopped:
+            raise Stopped(_stopped(terminal)) from None
     concept = trained.concept
     tokens = " and ".join(subject.token for subject in concept.subjects)
     again = ["generate", f"a photo of {tokens}", "--concept", concept.name, "--out", "pictures"]
@@ -92,6 +99,34 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         f"{concept.name} is in the library. Write {tokens} in a prompt:",
         f"  python -m pipelines {shlex.join(again)}",
     )
+
+
+@dataclass(frozen=True)
+class _What:
+    """What is learned: a folder for each subject or one for all."""
+
+    folders: list[Path]
+    nouns: list[str]
+    names: list[str]
+    rare_word: str = ""
+
+
+def _what(options: argparse.Namespace, scratch: Path) -> _What:
+    """From the options, or from a folder in MuDI's form, which says itself what it shows."""
+    from pipelines.formats import mudi
+
+    if len(options.data) > 1 or not mudi.is_dataset(options.data[0]):
+        if not options.noun or not options.name:
+            raise StudioError("Say what the photos show, and what to call it: --noun cat --name my-cat.")
+        return _What(options.data, options.noun, options.name)
+    dataset = mudi.read_dataset(options.data[0])
+    called = dict(zip(dataset.phrases, options.name or dataset.phrases, strict=False))
+    if options.name and len(options.name) != len(dataset.phrases):
+        raise StudioError(f"{mudi.FILE} has {len(dataset.phrases)} subjects: give as many --name, or none.")
+    subjects, rare_word = mudi.subjects_of(dataset, called)
+    folders = mudi.unpack(dataset, scratch, names=called)
+    names = [subject.token.strip("<>") for subject in subjects]
+    return _What([folders[name] for name in names], [s.noun for s in subjects], names, rare_word)
 
 
 def _stopped(terminal: Terminal) -> str:
