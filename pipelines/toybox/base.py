@@ -26,6 +26,7 @@ from pipelines.toybox.words import Wording
 
 PLAN = Plan("base", steps=9000, lr=6e-4, batch=32, average=0.9993, warmup=300, cooldown=0.3)
 DROP = 0.1  # share of pictures without words, for classifier-free guidance
+SHARES = (0.4, 0.45, 0.15)  # of the scenes drawn: with one, two, more toys
 FOCUS, FOCUSED = (650, 150), 0.7  # timesteps at which words decide most (mean, deviation); the share drawn there
 
 
@@ -101,10 +102,19 @@ class Painter:
         self.latents = np.load(latents)
         self.scale = float(1 / self.latents[:2000].astype(np.float32).std())
         self.noise = DDPMScheduler.from_config(new_scheduler().config)
+        counts = np.array([len(truth["toys"]) for truth in scenes.truths])
+        self.by_count = [np.flatnonzero(found) for found in (counts == 1, counts == 2, counts > 2)]
+
+    def _rows(self, rng: np.random.Generator, batch: int) -> NDArray[np.int64]:
+        """Scenes of one, two and more toys by their SHARES; which word goes with which toy is learned from several."""
+        kinds = [(rows, share) for rows, share in zip(self.by_count, SHARES, strict=True) if len(rows)]
+        total = sum(share for _, share in kinds)
+        drawn = rng.choice(len(kinds), batch, p=[share / total for _, share in kinds])
+        return np.array([rng.choice(kinds[kind][0]) for kind in drawn], dtype=np.int64)
 
     def losses(self, rng: np.random.Generator, batch: int) -> Losses:
         """Mean squared error of v."""
-        rows = rng.integers(0, self.scenes.count, batch)
+        rows = self._rows(rng, batch)
         clean = torch.from_numpy(self.latents[rows].astype(np.float32)) * self.scale
         noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape), np.float32))
         t = torch.from_numpy(timesteps(rng, batch))

@@ -24,7 +24,7 @@ from pipelines.toybox.words import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, TR
 
 PLAN = Plan("clip", steps=1000, lr=1e-3, batch=96, average=0.998)
 # Then the text tower stays as it is (the base model is trained on it) and the rest learns on.
-SHARPEN = Plan("clip_vision", steps=2500, lr=1e-3, batch=128, average=0.998)
+SHARPEN = Plan("clip_vision", steps=1100, lr=1e-3, batch=128, average=0.998)
 WIDTH = 128
 _COLORS, _BACKGROUNDS = [None, *COLORS], [None, *BACKGROUNDS]
 _PATTERNS = [None, *PATTERNS]

@@ -20,7 +20,7 @@ from pipelines.toybox.scenes import PROPS, SIZE, Scene, compose, place, stream
 from pipelines.toybox.toys import Toy, random_toy
 from pipelines.toybox.words import BACKGROUNDS, CATEGORIES
 
-PLAN = Plan("judge", steps=3000, lr=2e-3, batch=32, average=0.998, half=False)
+PLAN = Plan("judge", steps=4200, lr=2e-3, batch=32, average=0.998, half=False)
 GROUP, PHOTOS = 12, 2  # toys of one category in an identity batch, photos of each
 TEMPERATURE = 0.1
 
@@ -41,10 +41,11 @@ def spoil(pictures: Tensor, vae: Any, rng: np.random.Generator) -> Tensor:
             blurred = cv2.GaussianBlur(out[i].permute(1, 2, 0).numpy(), (0, 0), sigma)
             out[i] = torch.from_numpy(blurred).permute(2, 0, 1)
     if vae is not None:
-        some = torch.from_numpy(rng.permutation(len(out))[: len(out) // 5])
+        some = torch.from_numpy(rng.permutation(len(out))[: len(out) // 2])
         with torch.no_grad():
             latents = vae.encode(out[some]).latent_dist.mean
-            loudness = torch.from_numpy(rng.uniform(0, 0.15, (len(some), 1, 1, 1)).astype(np.float32))
+            loud = rng.uniform(0, 0.15, (len(some), 1, 1, 1)) * (rng.random((len(some), 1, 1, 1)) < 0.5)
+            loudness = torch.from_numpy(loud.astype(np.float32))
             noise = torch.from_numpy(rng.standard_normal(tuple(latents.shape), np.float32))
             out[some] = vae.decode(latents + latents.std() * loudness * noise).sample.clamp(-1, 1)
     drift = torch.from_numpy(rng.normal(0, 0.03, (len(out), 3, 1, 1)).astype(np.float32))
