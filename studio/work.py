@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines import Event, StudioError, get_method, new_id
+from pipelines import Event, JobRecord, StudioError, discard, get_method, new_id
 from studio.jobs import Job
 from studio.session import Studio
 
@@ -67,15 +67,27 @@ def start_training(studio: Studio, wish: Training, run: str = "", resume: bool =
 
 def resume_training(studio: Studio, run: str) -> Job:
     """Queue an unfinished run again, from its newest checkpoint, with the settings it had."""
+    try:
+        wish = Training(**_waiting_run(studio, run).meta)
+    except TypeError as error:
+        raise StudioError(
+            "This run was started elsewhere. Go on with it on the command line: train ... --resume."
+        ) from error
+    return start_training(studio, wish, run, resume=True)
+
+
+def discard_training(studio: Studio, run: str) -> str:
+    """Delete an unfinished run with the concept that was kept of it; gives its title."""
+    record = _waiting_run(studio, run)
+    discard(studio.workspace, record.id)
+    return str(record.title)
+
+
+def _waiting_run(studio: Studio, run: str) -> JobRecord:
+    """The record of a run that can be taken up; StudioError when there is none of that id."""
     for record in studio.jobs.history():
         if record.id == run and record.kind == "train" and record.unfinished:
-            try:
-                wish = Training(**record.meta)
-            except TypeError as error:
-                raise StudioError(
-                    "This run was started elsewhere. Go on with it on the command line: train ... --resume."
-                ) from error
-            return start_training(studio, wish, run, resume=True)
+            return record
     raise StudioError("This run is not waiting to be resumed any more. Reload the page.")
 
 

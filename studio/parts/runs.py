@@ -1,4 +1,4 @@
-"""Trainings that stopped on the way, each with a Resume button. Reports `pick` with the run's id."""
+"""Trainings that stopped on the way, each to be resumed or thrown away. Reports `pick` with the run's id and which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ MOST = 6
 _REPORT = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-id]');
-  if (button) { button.disabled = true; trigger('pick', {id: button.dataset.id}); }
+  if (!button) return;
+  if (button.dataset.what === 'discard' && !button.dataset.sure) {
+    button.dataset.sure = '1'; button.textContent = 'Throw away for good?'; return;
+  }
+  button.disabled = true; trigger('pick', {id: button.dataset.id, what: button.dataset.what});
 });
 """
 _WHY = {"stopped": "stopped", "interrupted": "interrupted when Attune ended", "failed": "failed"}
@@ -35,7 +39,14 @@ def runs_markup(records: Iterable[JobRecord]) -> str:
 
 def _row(record: JobRecord) -> str:
     when = time.strftime("%d %b, %H:%M", time.localtime(record.ended or record.created))
+    known = escape(record.id, quote=True)
     return (
         f'<div class="run"><b>{escape(record.title)}</b><span>{_WHY[record.state]}, {when}</span>'
-        f'<button type="button" class="small" data-id="{escape(record.id, quote=True)}">Resume</button></div>'
+        f'<button type="button" class="small" data-what="resume" data-id="{known}">Resume</button>'
+        f'<button type="button" class="small" data-what="discard" data-id="{known}">Throw away</button></div>'
     )
+
+
+def wants_discard(event: gr.EventData) -> bool:
+    """Whether the person chose to throw the run away."""
+    return isinstance(event._data, dict) and event._data.get("what") == "discard"

@@ -14,10 +14,10 @@ from studio.page import Page, Watch
 from studio.parts.cards import picked
 from studio.parts.live import train_markup
 from studio.parts.message import answering, done
-from studio.parts.runs import runs, runs_markup
+from studio.parts.runs import runs, runs_markup, wants_discard
 from studio.session import Studio
 from studio.tabs import photos
-from studio.work import EXAMPLE, Training, resume_training, start_training, waiting
+from studio.work import EXAMPLE, Training, discard_training, resume_training, start_training, waiting
 
 TITLE = "Train"
 ID = "train"
@@ -52,11 +52,12 @@ def build(studio: Studio, page: Page) -> None:
     page.watch(Watch([unfinished], lambda: _runs_sign(studio), lambda: [runs_markup(studio.jobs.history())]))
 
     @answering(0)
-    def resume(event: gr.EventData) -> tuple[str]:
-        job = resume_training(studio, picked(event))
-        return (done(f"{job.title} goes on."),)
+    def take_up(event: gr.EventData) -> tuple[str]:
+        if wants_discard(event):
+            return (done(f"{discard_training(studio, picked(event))} is thrown away."),)
+        return (done(f"{resume_training(studio, picked(event)).title} goes on."),)
 
-    unfinished.pick(resume, None, [message], api_visibility="private")
+    unfinished.pick(take_up, None, [message], api_visibility="private")
 
 
 def _what_and_how(studio: Studio, chosen: gr.Dropdown) -> _Asked:

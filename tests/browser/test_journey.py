@@ -254,7 +254,12 @@ def test_a_broken_off_training_goes_on(grounds: Site, browser: Browser, tmp_path
         expect(page.locator("#train-live")).to_contain_text("Going on after step")
         page.locator("#jobs .job.running button.halt").click()
         wait_for_end(page, "#train-live", "stopped")
+        row.get_by_role("button", name="Throw away").click()
+        assert list(mine.workspace.glob("runs/*/run.json"))  # one click is not enough
+        row.get_by_role("button", name="Throw away for good?").click()
+        expect(row).to_have_count(0)
         page.context.close()
+    assert not list(mine.workspace.glob("runs/*/run.json")) and not list(mine.workspace.glob("concepts/*"))
     assert mine.complaints == []
 
 
