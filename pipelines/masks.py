@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,9 +65,13 @@ class MaskParams(BaseModel):
 
 
 _PLAIN = {"boost": 1.0, "clusters": 0, "steps": 0}
-# Chosen on Toybox's tuning scenes, each of the two by the same search: refined, and raw attention.
-_TOYBOX = {"prompt": "a photo of {}", "articles": True}
-_BY_KIND = {("toybox", True): _TOYBOX, ("toybox", False): _TOYBOX}
+# Chosen on Toybox's tuning scenes by the same search: noise level, weight of the levels, threshold of the background;
+# for refined masks also boost, layers, entropy and rounds.
+_TOYBOX = {"prompt": "a photo of {}", "articles": True, "coarse": 1.0, "clusters": 0}
+_BY_KIND: dict[tuple[str, bool], dict[str, Any]] = {
+    ("toybox", True): _TOYBOX | {"layers": "up", "entropy": 0.3, "steps": 4},
+    ("toybox", False): _TOYBOX | {"timestep": 550, "threshold": 0.6},
+}
 
 
 def mask_params(kind: str, *, refine: bool = True) -> MaskParams:

@@ -55,7 +55,7 @@ class Thing:
     """One thing in a picture, on the base's grid."""
 
     mask: NDArray[np.bool_]  # (h, w)
-    map: Maps  # (h, w), sums to 1: where its cells look
+    map: NDArray[np.float64]  # (h, w), sums to 1: where its cells look
 
     def picture(self, size: tuple[int, int]) -> NDArray[np.uint8]:
         """As a photo's mask: (height, width) uint8, 255 = the thing."""
