@@ -70,7 +70,7 @@ def import_original(path: Path, *, name: str, noun: str, base: Mapping[str, str]
     return Trained(
         Concept(
             name=name,
-            subjects=(Subject(token_of(name), noun),),
+            subjects=tuple(Subject(token, noun) for token in found.get("subjects", [token_of(name)])),
             method=found["method"],
             base_model=dict(base or found.get("base") or UNKNOWN_BASE),
             params=params.model_dump(mode="json"),
