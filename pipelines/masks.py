@@ -69,7 +69,7 @@ _PLAIN = {"boost": 1.0, "clusters": 0, "steps": 0}
 # for refined masks also boost, layers, entropy and rounds.
 _TOYBOX = {"prompt": "a photo of {}", "articles": True, "coarse": 1.0, "clusters": 0}
 _BY_KIND: dict[tuple[str, bool], dict[str, Any]] = {
-    ("toybox", True): _TOYBOX | {"layers": "up", "entropy": 0.3, "steps": 4},
+    ("toybox", True): _TOYBOX | {"timestep": 300, "layers": "up", "steps": 1},
     ("toybox", False): _TOYBOX | {"timestep": 550, "threshold": 0.6},
 }
 

@@ -309,7 +309,7 @@ def test_refinement_helps_on_toybox() -> None:
     model = load_model("toybox", device="cpu")
     raw, refined = [], []
     for number in range(40):
-        one = scene("test", 410_000 + number, count=1 + number % 2)
+        one = scene("test", 420_000 + number, count=1 + number % 2)
         nouns = [toy["category"] for toy in one.toys]
         if len(set(nouns)) < len(nouns):
             continue
