@@ -86,7 +86,7 @@ def denoise(
 ) -> Generator[Event, None, Tensor]:
     """Paint one batch, the seeds from `first` on; yields Progress and Preview, returns latents (n, c, h, w).
 
-    With `until` only the first so many steps.
+    With `until` only the first so many steps; what is returned is then what the UNet thinks the picture will be.
     """
     request = scene.request
     seeds = request.seeds[first : first + request.batch]
@@ -110,7 +110,7 @@ def denoise(
         if _preview_due(request, index):
             clean = _clean(model, sampler.scheduler, seen, guess, t)
             yield from _previews(model, scene, first, index, clean)
-    return latents
+    return latents if until is None else _clean(model, sampler.scheduler, seen, guess, t).to(latents.dtype)
 
 
 def _turns(request: Request, index: int) -> int:

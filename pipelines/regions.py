@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipelines.attach import attached
 from pipelines.layout import Area, Layout, bind, contested, labels
 from pipelines.routed import Router, routed
-from pipelines.variants import Made, Variant, layers_of, variant, worn
+from pipelines.variants import Made, Variant, difference, layers_of, variant, worn
 
 if TYPE_CHECKING:
     from pipelines.attention.probe import Probe
@@ -89,7 +89,7 @@ class RoutedStage(Stage):
             change = self.router.variants[number]
             if not any(module in change for module in _text_layers(self.model)):
                 continue
-            with wearing(self.model, self._base, change):
+            with wearing(self.model, self._base, self.router.variants[0], change):
                 theirs = self.model.encode(prompts).states
             for row, prompt in enumerate(text.prompts):
                 where = _positions(prompt, tokens)
@@ -122,16 +122,17 @@ def staged(model: Model, request: Request, concepts: Cast = ()) -> Iterator[Stag
             yield Stage(model)
             return
         base, router, own, drawn = plan
-        stack.enter_context(wearing(model, base, router.variants[0]))
-        stack.enter_context(routed(model, base, router))
+        on = difference(base)
+        stack.enter_context(wearing(model, base, on, router.variants[0]))
+        stack.enter_context(routed(model, base, on, router))
         yield RoutedStage(model, base, router, own, drawn)
 
 
 @contextmanager
-def wearing(model: Model, base: Mapping[nn.Module, Made], change: Variant) -> Iterator[None]:
-    """The text encoders with a variant's weights."""
+def wearing(model: Model, base: Mapping[nn.Module, Made], old: Variant, new: Variant) -> Iterator[None]:
+    """The text encoders with a variant's weights instead of another's."""
     layers = [module for module in _text_layers(model) if module in base]
-    with worn(base, change, layers):
+    with worn(base, old, new, layers):
         model.text_version += 1
         try:
             yield

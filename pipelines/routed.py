@@ -105,13 +105,15 @@ def shrunk(cells: Tensor, size: tuple[int, int], count: int) -> Tensor:
 
 
 @contextmanager
-def routed(model: Model, base: Mapping[nn.Module, Made], router: Router) -> Iterator[None]:
-    """Every layer of the UNet that some variant changes follows the router while the context is open."""
+def routed(model: Model, base: Mapping[nn.Module, Made], on: Variant, router: Router) -> Iterator[None]:
+    """Every layer of the UNet that some variant changes follows the router while the context is open, instead of `on`,
+    which is what the concepts have made of it.
+    """
     changed = list(dict.fromkeys(module for one in router.variants for module in one))
     inside = set(model.unet.modules())
     changed = [module for module in changed if module in inside]
     with ExitStack() as stack:
-        stack.enter_context(worn(base, {}, [module for module in base if module in inside]))
+        stack.enter_context(worn(base, on, {}, [module for module in base if module in inside]))
         stack.callback(model.unet.register_forward_pre_hook(partial(_begin, router)).remove)
         timers = [module for module in model.unet.modules() if isinstance(module, TimestepEmbedding)]
         timed = {part: timer for timer in timers for part in timer.modules()}
@@ -206,7 +208,7 @@ def _embed(router: Router, base: Mapping[nn.Module, Made], timer: nn.Module, *ar
     parts = list(timer.modules())
 
     def embedding(variant: int) -> Tensor:
-        with worn(base, router.variants[variant], parts):
+        with worn(base, {}, router.variants[variant], parts):
             output: Tensor = type(timer).forward(timer, *args, **kwargs)
         return output
 

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from pipelines.attach import attached
+from pipelines.text import run_encoders
 
 if TYPE_CHECKING:
     from pipelines.concept import Trained
@@ -39,8 +41,15 @@ NOTHING = Made()
 
 def layers_of(model: Model) -> dict[nn.Module, Made]:
     """Every layer of the UNet and the text encoders as it is now."""
+    with torch.no_grad():
+        run_encoders(model.tokenizers, model.text_encoders, [""])  # libraries put hooks of their own on when first used
     modules = (module for part in (model.unet, *model.text_encoders) for module in part.modules())
     return {module: _now(module) for module in modules}
+
+
+def difference(base: Mapping[nn.Module, Made]) -> Variant:
+    """What has been made of the layers in `base` since."""
+    return {module: made for module, old in base.items() if (made := _difference(old, _now(module)))}
 
 
 def variant(model: Model, base: Mapping[nn.Module, Made], concepts: Sequence[tuple[Trained, float]]) -> Variant:
@@ -48,21 +57,22 @@ def variant(model: Model, base: Mapping[nn.Module, Made], concepts: Sequence[tup
     if not concepts:
         return {}
     with attached(model, concepts):
-        return {module: made for module, old in base.items() if (made := _difference(old, _now(module)))}
+        return difference(base)
 
 
 @contextmanager
-def worn(base: Mapping[nn.Module, Made], change: Variant, modules: Iterable[nn.Module]) -> Iterator[None]:
-    """`modules` as in `base` with `change` on; afterwards as they were found."""
-    found = {module: _now(module) for module in modules}
+def worn(base: Mapping[nn.Module, Made], old: Variant, new: Variant, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """`modules` with `new` on instead of `old`; afterwards as they were found. Hooks of others stay throughout."""
+    found = {module: _now(module).values for module in modules}
     try:
         for module in found:
-            made = change.get(module, NOTHING)
-            _put(module, base[module].values | made.values, base[module].hooks | made.hooks)
+            _put(module, base[module].values | new.get(module, NOTHING).values)
+            _swap(module, old.get(module, NOTHING), new.get(module, NOTHING))
         yield
     finally:
-        for module, made in found.items():
-            _put(module, made.values, made.hooks)
+        for module, values in found.items():
+            _put(module, values)
+            _swap(module, new.get(module, NOTHING), old.get(module, NOTHING))
 
 
 def _now(module: nn.Module) -> Made:
@@ -80,10 +90,14 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.dtype == other.dtype
 
 
-def _put(module: nn.Module, values: Mapping[str, Tensor], hooks: Mapping[int, Callable[..., Any]]) -> None:
+def _put(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         parameter = module._parameters[name]
         assert parameter is not None
         parameter.data = value
-    module._forward_hooks.clear()
-    module._forward_hooks.update(hooks)
+
+
+def _swap(module: nn.Module, old: Made, new: Made) -> None:
+    for number in old.hooks:
+        module._forward_hooks.pop(number, None)
+    module._forward_hooks.update(new.hooks)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipelines.attach import attached
 from pipelines.concept import Concept, Subject, Trained
 from pipelines.events import Heatmap, Progress, Snapshot
-from pipelines.first_pass import compete
+from pipelines.first_pass import compete, split_masks
 from pipelines.generate import generate
 from pipelines.layout import Area, Layout, Region
 from pipelines.library import Library
@@ -290,6 +290,27 @@ def test_cells_go_to_the_word_that_looks_there_most() -> None:
     assert abs(int((cells == 1).sum()) - int((cells == 2).sum())) <= 2
     flat = compete(torch.ones(2, 1, 12, 16))[0]
     assert flat.shape == (12, 16)
+
+
+def test_concepts_of_one_noun_share_its_area_and_nobody_goes_without() -> None:
+    columns = torch.arange(16.0).expand(12, 16)
+    maps = torch.stack([16 - columns, columns, columns, (columns == 8).float()])
+    both = torch.zeros(12, 16, dtype=torch.bool)
+    both[4:8] = True
+    nothing = torch.zeros_like(both)
+    winners = split_masks([both, both, nothing, nothing], maps)
+    assert (winners[4:8, :7] == 1).all() and (winners[4:8, 9:] == 2).all()
+    assert (winners == 4).any() and (winners[both] <= 2).all()
+
+
+def test_things_are_shared_out_where_masks_do_not_tell_concepts_apart() -> None:
+    """One noun has both things, the other the background: each gets the thing its words look at more."""
+    columns = torch.arange(16.0).expand(12, 16)
+    things, everything_else = torch.zeros(12, 16, dtype=torch.bool), torch.ones(12, 16, dtype=torch.bool)
+    things[4:8, 1:5], things[4:8, 9:14], things[0, 15] = True, True, True
+    winners = split_masks([everything_else & ~things, things], torch.stack([20 + columns, 20 - columns]))
+    assert (winners[4:8, 1:5] == 2).all() and (winners[4:8, 9:14] == 1).all()
+    assert int((winners > 0).sum()) == 36  # the crumb is nobody's
 
 
 def test_regions_are_found_by_a_first_pass_and_shown_before_the_second(
