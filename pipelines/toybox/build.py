@@ -1,4 +1,4 @@
-"""Builds every Toybox model from nothing: scenes, tokenizer, VAE, CLIP, base, judge. Goes on where it stopped."""
+"""Builds every Toybox model from nothing, from the scenes to the segmenter. Goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.events import Event, Finished, Note, Progress
-from pipelines.toybox import base, clip, judge_training, vae
+from pipelines.toybox import base, clip, judge_training, segmenter, vae
 from pipelines.toybox.dataset import Scenes
 from pipelines.toybox.fitting import Plan
 from pipelines.toybox.tokenizer import build_tokenizer
@@ -36,6 +36,7 @@ class Recipe:
     clip: Plan = clip.PLAN
     base: Plan = base.PLAN
     judge: Plan = judge_training.PLAN
+    segmenter: Plan = segmenter.PLAN
 
 
 QUICK = Recipe(
@@ -45,6 +46,7 @@ QUICK = Recipe(
     clip_vision=replace(clip.SHARPEN, steps=30, warmup=5, batch=24),
     base=replace(base.PLAN, steps=30, warmup=5, batch=8),
     judge=replace(judge_training.PLAN, steps=10, warmup=5, batch=8),
+    segmenter=replace(segmenter.PLAN, steps=10, warmup=5, batch=4),
 )
 
 
@@ -70,6 +72,7 @@ class Works:
             yield from base.encode_latents(vae.trained_vae(models, recipe.vae), scenes, latents)
         yield from base.train_base(self.painter(scenes, tokenizer), models, recipe.base)
         yield from judge_training.train_judge(scenes, vae.trained_vae(models, recipe.vae), models, recipe.judge)
+        yield from segmenter.train_segmenter(models, recipe.segmenter)
         yield Note(f"Writing the models to {self.out}.")
         self.export(tokenizer)
 
@@ -86,9 +89,13 @@ class Works:
         if (models / f"{recipe.base.name}.safetensors").exists():
             self._publish("base", lambda folder: self._save_base(whole, tokenizer, folder))
         if (models / f"{recipe.judge.name}.safetensors").exists():
-            judge = judge_training.trained_judge(models, recipe.judge)
-            state = {name: value.half().contiguous() for name, value in judge.state_dict().items()}
-            save_file(state, self.out / "judge.safetensors", metadata={"format": "pt"})
+            self._save("judge", judge_training.trained_judge(models, recipe.judge))
+        if (models / f"{recipe.segmenter.name}.safetensors").exists():
+            self._save("segmenter", segmenter.trained_segmenter(models, recipe.segmenter))
+
+    def _save(self, name: str, model: Any) -> None:
+        state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+        save_file(state, self.out / f"{name}.safetensors", metadata={"format": "pt"})
 
     def _publish(self, name: str, write: Any) -> None:
         fresh, place = self.out / f".{name}", self.out / name

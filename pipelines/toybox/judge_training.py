@@ -20,7 +20,7 @@ from pipelines.toybox.scenes import PROPS, SIZE, Scene, compose, place, stream
 from pipelines.toybox.toys import Toy, random_toy
 from pipelines.toybox.words import BACKGROUNDS, CATEGORIES
 
-PLAN = Plan("judge", steps=4200, lr=2e-3, batch=32, average=0.998, half=False)
+PLAN = Plan("judge", steps=6500, lr=2e-3, batch=32, average=0.998, half=False)
 GROUP, PHOTOS = 12, 2  # toys of one category in an identity batch, photos of each
 TEMPERATURE = 0.1
 

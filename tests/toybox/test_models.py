@@ -127,12 +127,13 @@ def test_building_from_nothing_makes_models_that_load_and_paint(tmp_path: Path) 
         clip_vision=replace(QUICK.clip_vision, steps=3),
         base=replace(QUICK.base, steps=3),
         judge=replace(QUICK.judge, steps=2),
+        segmenter=replace(QUICK.segmenter, steps=2),
     )
     events = list(build(tmp_path / "state", tmp_path / "toybox", few))
     assert isinstance(events[-1], Finished)
-    assert {"judge.safetensors", "base/unet/config.json", "clip/config.json"} <= set(events[-1].value["files"])
+    assert {"judge.safetensors", "segmenter.safetensors", "base/unet/config.json", "clip/config.json"} <= set(events[-1].value["files"])
     again = list(build(tmp_path / "state", tmp_path / "toybox", few))
-    assert [e.step for e in again if hasattr(e, "step") and e.stage in ("vae", "clip", "base", "judge")] == []
+    assert [e.step for e in again if hasattr(e, "step") and e.stage in ("vae", "clip", "base", "judge", "segmenter")] == []
     model = load_model(str(tmp_path / "toybox" / "base"))
     picture = paint(model, "a photo of a red cat", (1,), steps=2)[0]
     assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
