@@ -19,7 +19,7 @@ from pipelines.first_pass import compete, split_masks
 from pipelines.generate import generate
 from pipelines.layout import Area, Layout, Region
 from pipelines.library import Library
-from pipelines.methods import residual, svdiff
+from pipelines.methods import dreambooth, residual, svdiff, textual_inversion
 from pipelines.model import Model
 from pipelines.regions import RoutedStage, staged
 from pipelines.request import Request
@@ -57,6 +57,29 @@ def moved(model: Model, token: str, noun: str) -> Trained:
     params = residual.Params().model_dump(mode="json")
     base = {"id": model.id, "fingerprint": model.fingerprint}
     return Trained(Concept(token.strip("<>"), (Subject(token, noun),), "residual", base, params), {"residual": rows})
+
+
+def tuned(model: Model, token: str, noun: str, tune: Any) -> Trained:
+    """DreamBooth: every weight and bias of the UNet, or low-rank changes of the attention."""
+    params, subject, chance = dreambooth.Params(tune=tune), Subject(token, noun), torch.Generator().manual_seed(9)
+    with dreambooth.attach(model, params, [subject]) as adapter:
+        tensors = adapter.tensors()
+    for name, module in weights_of(model).items() if tune == "full" else ():
+        if name.startswith("unet."):
+            tensors |= {f"{name}.{part}": p.detach().clone() for part, p in module.named_parameters(recurse=False)}
+    tensors = {name: values + 0.1 * torch.randn(values.shape, generator=chance) for name, values in tensors.items()}
+    base = {"id": model.id, "fingerprint": model.fingerprint}
+    return Trained(Concept(token.strip("<>"), (subject,), "dreambooth", base, params.model_dump(mode="json")), tensors)
+
+
+def inverted(model: Model, token: str, noun: str) -> Trained:
+    """Textual inversion."""
+    params, subject = textual_inversion.Params(), Subject(token, noun)
+    with textual_inversion.attach(model, params, [subject]) as adapter:
+        tensors = {name: values + 1 for name, values in adapter.tensors().items()}
+    base = {"id": model.id, "fingerprint": model.fingerprint}
+    dumped = params.model_dump(mode="json")
+    return Trained(Concept(token.strip("<>"), (subject,), "textual_inversion", base, dumped), tensors)
 
 
 def silent(*regions: Region) -> Layout:
@@ -147,14 +170,14 @@ def heard(model: Model) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
             handle.remove()
 
 
-@pytest.mark.parametrize("kind, size", [("sdxl", (16, 16)), ("sd1", (12, 20)), ("sd2", (12, 20))])
+@pytest.mark.parametrize("kind, size", [("sdxl", (16, 16)), ("sd1", (12, 20)), ("full", (12, 20))])
 def test_every_layer_is_the_adapter_inside_and_the_base_outside(
     model: Model, cat: Trained, kind: str, size: tuple[int, int]
 ) -> None:
     """|h' - h| = 0 outside, |h' - (h + d)| = 0 inside, at every layer, given what comes in."""
     if kind != "sdxl":
-        model = tiny_model(kind)
-        cat = shifted(model, "<my-cat>", "cat", 1)
+        model = tiny_model("sd2" if kind == "full" else kind)
+        cat = tuned(model, "<my-cat>", "cat", kind) if kind == "full" else shifted(model, "<my-cat>", "cat", 1)
     request = replace(REQUEST, prompt="a photo of <my-cat> and a dog", layout=silent(Region("<my-cat>", LEFT)))
     with staged(model, request, [(cat, 1.0)]) as stage, heard(model) as seen:
         output(model, stage, request, size)
@@ -247,6 +270,31 @@ def test_several_methods_each_in_its_place_and_nothing_left_behind(model: Model,
     work = generate(model, replace(request, layout=both), concepts=[(cat, 1.0), (dog, 1.0), (house, 1.0)])
     next(iter(work))
     work.close()  # type: ignore[attr-defined]
+    assert everything(model) == before
+
+
+def test_concepts_of_every_kind_share_a_picture(model: Model, cat: Trained) -> None:
+    """Shifts, whole weights with biases, low-rank changes, a residual and learned tokens."""
+    cast = [
+        (cat, 1.0),
+        (tuned(model, "<my-dog>", "dog", "full"), 0.8),
+        (tuned(model, "<my-fish>", "fish", "lora"), 1.0),
+        (moved(model, "<my-house>", "house"), 1.0),
+        (inverted(model, "<my-ball>", "ball"), 1.0),
+    ]
+    quarters = [Area.box((4 * place, 0, 4 * place + 4, 16), (20, 20)) for place in range(5)]
+    tokens = [trained.concept.subjects[0].token for trained, _ in cast]
+    layout = Layout(tuple(Region(token, area) for token, area in zip(tokens, quarters, strict=True)))
+    request = replace(REQUEST, prompt=" ".join(tokens), layout=layout)
+    before = everything(model)
+    with staged(model, request, cast) as stage:
+        assert isinstance(stage, RoutedStage) and len(stage.router.variants) == 4  # the last two change no weights
+        whole = output(model, stage, request)
+    assert everything(model) == before and whole.isfinite().all()
+    for place in range(len(cast)):
+        weaker = [(one, strength / (1 + (at == place))) for at, (one, strength) in enumerate(cast)]
+        with staged(model, request, weaker) as stage:
+            assert not torch.equal(output(model, stage, request), whole)
     assert everything(model) == before
 
 
