@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.events import Finished
+from pipelines.events import Finished, Progress
 from pipelines.toybox.fitting import Fit, Plan, rate
 from pipelines.toybox.gates import GATES, overlap
 from pipelines.toybox.judge import ATTRIBUTES, Judge, boxes_of, crop, look
@@ -131,9 +131,11 @@ def test_building_from_nothing_makes_models_that_load_and_paint(tmp_path: Path) 
     )
     events = list(build(tmp_path / "state", tmp_path / "toybox", few))
     assert isinstance(events[-1], Finished)
-    assert {"judge.safetensors", "segmenter.safetensors", "base/unet/config.json", "clip/config.json"} <= set(events[-1].value["files"])
+    made = {"judge.safetensors", "segmenter.safetensors", "base/unet/config.json", "clip/config.json"}
+    assert made <= set(events[-1].value["files"])
     again = list(build(tmp_path / "state", tmp_path / "toybox", few))
-    assert [e.step for e in again if hasattr(e, "step") and e.stage in ("vae", "clip", "base", "judge", "segmenter")] == []
+    parts = ("vae", "clip", "clip_vision", "base", "judge", "segmenter")
+    assert [event.step for event in again if isinstance(event, Progress) and event.stage in parts] == []
     model = load_model(str(tmp_path / "toybox" / "base"))
     picture = paint(model, "a photo of a red cat", (1,), steps=2)[0]
     assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
