@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,48 +27,22 @@ from pipelines.eventlog import EventLog
 from pipelines.events import Event, Finished, Note, Progress, Snapshot
 from pipelines.files import check_id, clean_name, is_locked, lock, name_key
 from pipelines.joblog import RUN_LOCK
-from pipelines.methods import Stage, get_method
-from pipelines.processes import Share, agree, join, wait
-from pipelines.run_recipe import NAME, PHOTOS, Recipe, photo_files, read_recipe, trim_log
+from pipelines.methods import get_method
+from pipelines.processes import agree, join
+from pipelines.run_data import Work, check, gather, read_photos
+from pipelines.run_recipe import NAME, Recipe, photo_files, read_recipe, trim_log
 from pipelines.stopped import CHECKPOINTS, discard, publish, unfinished
 from pipelines.tokens import check_token
 
 if TYPE_CHECKING:
     from pipelines.data import Data
-    from pipelines.events import Picture
     from pipelines.model import Model
     from pipelines.params import TrainParams
-    from pipelines.photos import Photo
-    from pipelines.sources import Mixer
     from pipelines.workspace import Workspace
 
 __all__ = ["discard", "record", "train_concept", "unfinished"]
 
-PRIOR = "prior"  # in the workspace: class pictures, shared by all runs
 _LOGS = 32_000_000  # bytes set aside for samples, heat maps and curves
-
-
-@dataclass
-class _Work:
-    """One run under way."""
-
-    workspace: Workspace
-    model: Model
-    recipe: Recipe
-    params: TrainParams
-    folder: Path
-    share: Share
-    resume: bool
-    notes: list[str] = field(default_factory=list)  # about the photos
-    preview: Picture | None = None
-
-    @property
-    def subjects(self) -> tuple[Subject, ...]:
-        return self.recipe.subjects
-
-    @property
-    def stages(self) -> list[Stage]:
-        return list(get_method(self.recipe.method).stages(self.params))
 
 
 def train_concept(
@@ -106,7 +80,7 @@ def train_concept(
     steps = sum(stage.steps for stage in get_method(method).stages(params))
     settings = params.model_dump(mode="json")
     recipe = Recipe("-and-".join(_several(name)), subjects, method, settings, seed, base, steps)
-    work = _Work(workspace, model, recipe, params, Path(), join(), resume)
+    work = Work(workspace, model, recipe, params, Path(), join(), resume)
     if not work.share.main:
         work.folder, work.resume = _told(work)
         yield from (event for event in _learned(work) if isinstance(event, Finished))
@@ -139,7 +113,7 @@ def record(events: Iterator[Event], folder: Path) -> Iterator[Event]:
             yield log.append(event)
 
 
-def _opened(work: _Work, photos: Sequence[Path], run_id: str | None) -> tuple[Path, bool]:
+def _opened(work: Work, photos: Sequence[Path], run_id: str | None) -> tuple[Path, bool]:
     """The run's folder, new or that of the run to go on with, and whether there is anything to go on from."""
     workspace, wanted = work.workspace, work.recipe
     if work.resume and run_id is None:
@@ -157,20 +131,20 @@ def _opened(work: _Work, photos: Sequence[Path], run_id: str | None) -> tuple[Pa
         return folder, True
     size = sum(path.stat().st_size for folder in photos for path in photo_files(folder))
     workspace.need(size + _LOGS, "this run")
-    _check(work, _photos(work, photos, work.notes))
+    check(work, read_photos(work, photos, work.notes))
     folder = folder or workspace.new_folder(workspace.runs, wanted.name)
     folder.mkdir(exist_ok=True)
     work.recipe = wanted.started(folder, photos)
     return folder, False
 
 
-def _told(work: _Work) -> tuple[Path, bool]:
+def _told(work: Work) -> tuple[Path, bool]:
     """What the main process opened."""
     name, resume = agree("", work.share).split()
     return work.workspace.runs / name, resume == "1"
 
 
-def _kept(work: _Work) -> Generator[Event, None, None]:
+def _kept(work: Work) -> Generator[Event, None, None]:
     """The run; what it has learned goes into the library at its end, and when it is closed before."""
     try:
         yield from _learned(work)
@@ -182,10 +156,10 @@ def _kept(work: _Work) -> Generator[Event, None, None]:
         raise
 
 
-def _learned(work: _Work) -> Iterator[Event]:
+def _learned(work: Work) -> Iterator[Event]:
     from pipelines.train import train
 
-    data = yield from _data(work)
+    data = yield from gather(work)
     method, checkpoints = get_method(work.recipe.method), work.folder / CHECKPOINTS
     run = train(
         work.model, method, data, work.params, seed=work.recipe.seed, checkpoint=checkpoints, resume=work.resume
@@ -211,60 +185,7 @@ def _learned(work: _Work) -> Iterator[Event]:
     yield Finished(trained)
 
 
-def _data(work: _Work) -> Generator[Event, None, Data]:
-    """Photos and, with prior preservation, class pictures, ready to train on."""
-    from pipelines.data import prepare
-
-    yield from map(Note, work.notes)
-    copies = work.folder / PHOTOS
-    count = len({Path(name).parent for name in work.recipe.files})
-    photos = _photos(work, work.recipe.folders(copies, count))
-    pictures = []
-    if work.params.prior_weight:
-        from pipelines.prior import class_pictures
-
-        if not work.share.main:
-            wait(work.share)  # they are painted by one process and read by all
-        folder = work.workspace.root / PRIOR
-        size = work.params.resolution
-        pictures = yield from class_pictures(work.model, work.subjects, work.params.prior_count, folder, size=size)
-        if work.share.main:
-            wait(work.share)
-    mixer = _mixer(work)
-    return prepare(work.model, photos, work.params, work.subjects, work.recipe.seed, prior=pictures, mixer=mixer)
-
-
-def _mixer(work: _Work) -> Mixer | None:
-    """Where the method makes collages."""
-    make = getattr(get_method(work.recipe.method), "mixer", None)
-    return make(work.params, work.subjects) if make else None
-
-
-def _photos(work: _Work, folders: Sequence[Path], notes: list[str] | None = None) -> list[Photo]:
-    """The photos at the size they are trained at; with a folder for each subject, they show that one."""
-    from pipelines.photos import load_photos
-
-    side = work.params.resolution or work.model.native_size
-    photos = []
-    for number, folder in enumerate(folders):
-        found = load_photos(folder, short_side=side, notes=notes)
-        shows = (work.subjects[number].token.strip("<>"),) if len(folders) > 1 else ()
-        photos += [replace(photo, shows=shows) for photo in found]
-    small = [photo for photo in photos if min(photo.size) < side]
-    if notes is not None:
-        notes += [f"{photo.path.name} has only {min(photo.size)} pixels; it is enlarged." for photo in small]
-    return photos
-
-
-def _check(work: _Work, photos: Sequence[Photo]) -> None:
-    """StudioError when a mask or a noun is missing, before a run begins."""
-    from pipelines.data import prepare
-
-    alone = work.params.model_copy(update={"prior_weight": 0.0})
-    prepare(work.model, photos, alone, work.subjects, 0, mixer=_mixer(work))
-
-
-def _look(work: _Work, data: Data, event: Progress) -> Iterator[Event]:
+def _look(work: Work, data: Data, event: Progress) -> Iterator[Event]:
     """A sample now and then, and at the end; only where files are written."""
     every = work.params.sample_every
     last = event.step == event.total
@@ -280,13 +201,13 @@ def _look(work: _Work, data: Data, event: Progress) -> Iterator[Event]:
         yield Note(f"No sample at step {event.step}: {error}")
 
 
-def _concept(work: _Work, facts: dict[str, int]) -> Concept:
+def _concept(work: Work, facts: dict[str, int]) -> Concept:
     recipe = work.recipe
     origin = {"run": work.folder.name, "photos": recipe.files} | facts
     return Concept(recipe.name, recipe.subjects, recipe.method, recipe.base, recipe.params, recipe.seed, recipe=origin)
 
 
-def _published(work: _Work, trained: Trained) -> Concept:
+def _published(work: Work, trained: Trained) -> Concept:
     """Into the library, with the newest sample as its picture."""
     preview = work.preview
     if preview is None and (samples := sorted(work.folder.glob("sample-*.png"))):  # of the run before a resume

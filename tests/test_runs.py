@@ -21,6 +21,7 @@ from pipelines.events import Event, Finished, Heatmap, Note, Progress, Snapshot
 from pipelines.files import lock
 from pipelines.joblog import RUN_LOCK, history
 from pipelines.library import Library
+from pipelines.masks import mask_params
 from pipelines.methods import get_method
 from pipelines.model import Model
 from pipelines.prior import class_pictures
@@ -223,11 +224,23 @@ def test_bad_photos_leave_nothing_behind(workspace: Workspace, model: Model, fol
     for bad, words in ((folder, r"broken\.png is broken"), (folder / "nowhere", "no folder")):
         with pytest.raises(StudioError, match=words):
             list(start(workspace, model, bad))
-    (folder / "broken.png").unlink()
-    (folder / "2-masklabel.png").unlink()
-    with pytest.raises(StudioError, match=r"2\.png has no mask"):
-        list(start(workspace, model, folder, masks=True))
     assert not list(workspace.runs.iterdir())
+
+
+def test_missing_masks_are_found_by_attention(
+    workspace: Workspace, model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "2-masklabel.png").unlink()
+    params = mask_params(model.kind).model_copy(update={"threshold": 0.0, "draws": 1, "steps": 1})
+    monkeypatch.setattr("pipelines.masks.mask_params", lambda kind, **_: params)  # random weights see nothing clearly
+    events = list(start(workspace, model, folder, masks=True))
+    (told,) = [event.text for event in events if isinstance(event, Note) and "attention" in event.text]
+    assert told.startswith("Masks of 1 photos were found")
+    assert [event.step for event in events if isinstance(event, Progress) and event.stage == "masks"] == [1]
+    assert list((workspace.root / "masks").glob("*.safetensors"))
+    both = {"noun": ["cat", "cat"], "name": ["one", "two"], "params": {"rare_word": "sks ohw"}}
+    with pytest.raises(StudioError, match=r"2\.png shows several things called 'cat'"):
+        list(start(workspace, model, folder, masks=True, **both))
 
 
 def test_a_full_disk_is_said_before_anything_starts(
