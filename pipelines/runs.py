@@ -141,7 +141,9 @@ def _opened(work: Work, photos: Sequence[Path], run_id: str | None) -> tuple[Pat
 def _told(work: Work) -> tuple[Path, bool]:
     """What the main process opened."""
     name, resume = agree("", work.share).split()
-    return work.workspace.runs / name, resume == "1"
+    folder = work.workspace.runs / name
+    work.recipe = read_recipe(folder)
+    return folder, resume == "1"
 
 
 def _kept(work: Work) -> Generator[Event, None, None]:

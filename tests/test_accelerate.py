@@ -43,8 +43,11 @@ out, share, model, said = Path(sys.argv[1]), join(), tiny_model("sd1"), {"proces
 said["processes"] = share.count
 for name in method_names():
     method = get_method(name)
+    steps = {"steps": 20}
+    if "embedding_steps" in method.Params.model_fields:
+        steps = {"embedding_steps": 5, "attention_steps": 5, "steps": 10}
     params = method.Params(
-        steps=20, batch_size=2, lr=1e-3, checkpoint_every=10, masked_loss=True, resolution=32, prior_count=2
+        **steps, batch_size=2, lr=1e-3, checkpoint_every=5, masked_loss=True, resolution=32, prior_count=2
     )
     data = prepare(model, photos(), params, CAT, 1, prior=[(photos(1)[0].image, "a photo of a cat")])
     losses = []

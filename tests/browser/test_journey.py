@@ -259,7 +259,7 @@ def test_a_broken_off_training_goes_on(grounds: Site, browser: Browser, tmp_path
         row.get_by_role("button", name="Throw away for good?").click()
         expect(row).to_have_count(0)
         page.context.close()
-    assert not list(mine.workspace.glob("runs/*/run.json")) and not list(mine.workspace.glob("concepts/*"))
+    assert not list(mine.workspace.glob("runs/*/run.json")) and not list(mine.workspace.glob("concepts/*/concept.json"))
     assert mine.complaints == []
 
 
