@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import io
 import logging
-import pickletools
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
 from pipelines.files import printable, write_atomic
-from pipelines.formats.jail import read_tensors
+from pipelines.formats.jail import pickle_codes, read_tensors
 from pipelines.methods.residual import KEY
 
 if TYPE_CHECKING:
@@ -34,16 +32,7 @@ logger = logging.getLogger(__name__)
 
 def detect(path: Path) -> bool:
     """Whether it is a torch.save file of one bare tensor. Its pickle is only read as a list of codes, never run."""
-    try:
-        with zipfile.ZipFile(_file(path)) as archive:
-            entries = [entry for entry in archive.infolist() if entry.filename.split("/")[-1] == "data.pkl"]
-            if len(entries) != 1 or entries[0].file_size > _PICKLE_LIMIT:
-                return False
-            if entries[0].compress_type != zipfile.ZIP_STORED:
-                return False
-            codes = [(code.name, argument) for code, argument, _ in pickletools.genops(archive.read(entries[0]))]
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile):
-        return False
+    codes = pickle_codes(_file(path), _PICKLE_LIMIT)
     names = [name for name, _ in codes]
     holders = {"SETITEM", "SETITEMS", "APPEND", "APPENDS"}  # of a dictionary or a list
     rebuilt = ("GLOBAL", "torch._utils _rebuild_tensor_v2") in codes

@@ -11,9 +11,7 @@ None of them says for which base or noun it was made. We write safetensors by de
 from __future__ import annotations
 
 import io
-import pickletools
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
 from pipelines.files import printable, save_tensors, write_atomic
-from pipelines.formats.jail import read_tensors
+from pipelines.formats.jail import pickle_codes, read_tensors
 from pipelines.intake import load_tensors, read_header
 
 if TYPE_CHECKING:
@@ -219,16 +217,7 @@ def _named_so(file: Path, names: Iterable[str], every: bool) -> bool:
 
 def _looks_pickled(file: Path) -> bool:
     """Whether it is a torch.save file of a dictionary of few tensors. Its pickle is only read as a list of codes."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = [entry for entry in archive.infolist() if entry.filename.split("/")[-1] == "data.pkl"]
-            if len(entries) != 1 or entries[0].file_size > _PICKLE_LIMIT:
-                return False
-            if entries[0].compress_type != zipfile.ZIP_STORED:
-                return False
-            codes = [(code.name, argument) for code, argument, _ in pickletools.genops(archive.read(entries[0]))]
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile):
-        return False
+    codes = pickle_codes(file, _PICKLE_LIMIT)
     names = [name for name, _ in codes]
     texts = [argument for name, argument in codes if name == "BINUNICODE" and isinstance(argument, str)]
     layers = any(text.endswith((".weight", ".bias")) for text in texts)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickletools
 import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from pipelines.errors import StudioError
 from pipelines.files import megabytes, printable
@@ -53,6 +54,21 @@ def read_tensors(path: Path, size_limit: int = SIZE_LIMIT) -> dict[str, Tensor] 
         file.seek(0)
         tensors, metadata = parse_tensors(_convert(file, size, what), what)
     return tensors["tensor"] if metadata.get("bare") and set(tensors) == {"tensor"} else tensors
+
+
+def pickle_codes(file: Path, limit: int) -> list[tuple[str, Any]]:
+    """The pickle of a torch.save file as (name, argument) of its codes, which are read and never run.
+
+    [] for anything else, and where the pickle is larger than `limit` bytes.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.split("/")[-1] == "data.pkl"]
+            if len(entries) != 1 or entries[0].file_size > limit or entries[0].compress_type != zipfile.ZIP_STORED:
+                return []
+            return [(code.name, argument) for code, argument, _ in pickletools.genops(archive.read(entries[0]))]
+    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile):
+        return []
 
 
 def _look(file: IO[bytes], size: int, what: str) -> None:

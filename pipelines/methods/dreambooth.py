@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipelines.fulltune import FullTune
     from pipelines.lora import Lora
     from pipelines.model import Model
+    from pipelines.one_change import OneChange
 
 name = "dreambooth"
 title = "DreamBooth"
@@ -62,10 +63,11 @@ def stages(params: Params) -> Sequence[Stage]:
 
 
 @contextmanager
-def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterator[Weights]:
+def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterator[OneChange]:
     """A change of nothing on the chosen weights, and each subject's `<name>` meaning "<rare word> <noun>"."""
     from pipelines.fulltune import fulltune
     from pipelines.lora import lora
+    from pipelines.one_change import OneChange
     from pipelines.rare_words import rare_words
     from pipelines.tokens import Expansion, placeholder
 
@@ -84,45 +86,15 @@ def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterato
                     text_encoder=params.train_text_encoder,
                 )
             )
-        adapter = Weights(change, params)
+        adapter = OneChange(change, params)
         for subject, word in zip(subjects, words, strict=True):
             meaning = Expansion(f"{word} {subject.noun}".strip(), subject.noun, strength=lambda: adapter.strength)
             stack.enter_context(placeholder(model, subject.token, meaning))
         yield adapter
 
 
-def loss(model: Model, adapter: Weights, batch: Batch, stage: Stage) -> dict[str, Tensor]:
+def loss(model: Model, adapter: OneChange, batch: Batch, stage: Stage) -> dict[str, Tensor]:
     """Denoising, with prior preservation and masks as the batch brings them."""
     from pipelines.losses import denoising_loss
 
     return denoising_loss(model, adapter, batch, adapter.params)
-
-
-class Weights:
-    """The adapter: one change of weights and what it is trained with."""
-
-    def __init__(self, change: Lora | FullTune, params: Params) -> None:
-        self.change = change
-        self.params = params
-
-    @property
-    def strength(self) -> float:
-        return self.change.strength
-
-    @strength.setter
-    def strength(self, value: float) -> None:
-        self.change.strength = value
-
-    def param_groups(self, stage: Stage) -> list[dict[str, Any]]:
-        """The UNet's part at `lr`, the text encoders' at `lr_text`."""
-        groups = [(self.change.parameters(), self.params.lr), (self.change.text_parameters(), self.params.lr_text)]
-        return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.change.tensors()
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        self.change.load(tensors)
-
-    def bake(self) -> None:
-        self.change.bake()

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipelines.data import Batch
-    from pipelines.lora import Lora
     from pipelines.mixers import CutMixer, SegMixer
     from pipelines.model import Model
+    from pipelines.one_change import OneChange
 
 name = "segmix"
 title = "Seg-Mix (MuDI)"
@@ -111,9 +112,10 @@ def mixer(params: Params, subjects: Sequence[Subject]) -> SegMixer | CutMixer | 
 
 
 @contextmanager
-def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterator[Joint]:
+def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterator[OneChange]:
     """A low-rank change of zero, and each subject's token meaning "<rare word> <noun>"."""
     from pipelines.lora import lora  # torch is heavy, and settings are read without it
+    from pipelines.one_change import OneChange
     from pipelines.rare_words import rare_words
     from pipelines.tokens import Expansion, placeholder
 
@@ -121,14 +123,14 @@ def attach(model: Model, params: Params, subjects: Sequence[Subject]) -> Iterato
     wish: dict[str, Any] = {"targets": params.targets, "text_encoder": params.train_text_encoder}
     with ExitStack() as stack:
         change = stack.enter_context(lora(model, rank=params.rank, alpha=params.alpha or params.rank, **wish))
-        adapter = Joint(change, params, tuple(subject.token for subject in subjects))
+        adapter = OneChange(change, params, tuple(subject.token for subject in subjects))
         for subject, word in zip(subjects, words, strict=True):
             meaning = Expansion(f"{word} {subject.noun}".strip(), subject.noun, strength=lambda: adapter.strength)
             stack.enter_context(placeholder(model, subject.token, meaning))
         yield adapter
 
 
-def loss(model: Model, adapter: Joint, batch: Batch, stage: Stage) -> dict[str, Tensor]:
+def loss(model: Model, adapter: OneChange, batch: Batch, stage: Stage) -> dict[str, Tensor]:
     """The error of photos and collages, plain or against the base's own, that of class pictures, and what unmixes."""
     from pipelines.attention.unmix import unmixing
     from pipelines.dco import Dco, dco_loss
@@ -139,55 +141,25 @@ def loss(model: Model, adapter: Joint, batch: Batch, stage: Stage) -> dict[str, 
         error = squared_error(model, batch)
     losses = {} if watched is None else {"unmix": params.unmix_weight * watched.loss()}
     if params.loss == "dco":
-        settings = Dco(adapter.each, params.dco_beta, params.dco_per_row, params.prior_weight)
+        settings = Dco(partial(each_row, params), params.dco_beta, params.dco_per_row, params.prior_weight)
         return dco_loss(model, adapter, batch, settings, error) | losses
-    each = adapter.each(error, batch)
+    each = each_row(params, error, batch)
     losses["denoising"] = each[~batch.prior].mean()
     if params.prior_weight and bool(batch.prior.any()):
         losses["prior"] = params.prior_weight * each[batch.prior].mean()
     return losses
 
 
-class Joint:
-    """The adapter: one low-rank change for all subjects."""
+def each_row(params: Params, error: Tensor, batch: Batch) -> Tensor:
+    """What counts of each row's squared error (rows, c, h, w), as (rows,).
 
-    def __init__(self, change: Lora, params: Params, tokens: tuple[str, ...]) -> None:
-        self.change = change
-        self.params = params
-        self.tokens = tokens
+    A collage's white weighs `soft_alpha`, and the mean is over all cells: sum(w e) / (c h w), w = m + (1 - m) a.
+    """
+    from pipelines.losses import masked_mean
 
-    @property
-    def strength(self) -> float:
-        return self.change.strength
-
-    @strength.setter
-    def strength(self, value: float) -> None:
-        self.change.strength = value
-
-    def param_groups(self, stage: Stage) -> list[dict[str, Any]]:
-        """The UNet's at `lr`, the text encoders' at `lr_text`."""
-        groups = [(self.change.parameters(), self.params.lr), (self.change.text_parameters(), self.params.lr_text)]
-        return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.change.tensors()
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        self.change.load(tensors)
-
-    def bake(self) -> None:
-        self.change.bake()
-
-    def each(self, error: Tensor, batch: Batch) -> Tensor:
-        """What counts of each row's squared error (rows, c, h, w), as (rows,).
-
-        A collage's white weighs `soft_alpha`, and the mean is over all cells: sum(w e) / (c h w), w = m + (1 - m) a.
-        """
-        from pipelines.losses import masked_mean
-
-        if self.params.masked_loss or batch.masks is None or batch.shown is None or self.params.soft_alpha == 1:
-            masks = batch.masks if self.params.masked_loss else None
-            return masked_mean(error, masks, self.params.background_weight)
-        mixed = (batch.shown.sum(1) > 1).view(-1, 1, 1, 1)
-        weight = batch.masks + (1 - batch.masks) * self.params.soft_alpha
-        return (error * weight.where(mixed, weight.new_ones(()))).mean(dim=(1, 2, 3))
+    if params.masked_loss or batch.masks is None or batch.shown is None or params.soft_alpha == 1:
+        masks = batch.masks if params.masked_loss else None
+        return masked_mean(error, masks, params.background_weight)
+    mixed = (batch.shown.sum(1) > 1).view(-1, 1, 1, 1)
+    weight = batch.masks + (1 - batch.masks) * params.soft_alpha
+    return (error * weight.where(mixed, weight.new_ones(()))).mean(dim=(1, 2, 3))

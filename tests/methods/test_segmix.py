@@ -113,14 +113,14 @@ def test_a_collages_white_weighs_soft_alpha(model: Model) -> None:
     )
     error = torch.rand(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with segmix.attach(model, params, (CAT, DOG)) as adapter:
-        each = adapter.each(error, batch)
+        each = segmix.each_row(adapter.params, error, batch)
     for row in range(4):
         weight = batch.masks[row] + (1 - batch.masks[row]) * 0.25
         mixed = bool(batch.shown[row].all())
         expected = (error[row] * weight).mean() if mixed else error[row].mean()
         torch.testing.assert_close(each[row], expected)
     with segmix.attach(model, params.model_copy(update={"masked_loss": True}), (CAT, DOG)) as adapter:
-        torch.testing.assert_close(adapter.each(error, batch), masked_mean(error, batch.masks, 0.05))
+        torch.testing.assert_close(segmix.each_row(adapter.params, error, batch), masked_mean(error, batch.masks, 0.05))
 
 
 @pytest.mark.parametrize("loss", ["mse", "dco"])
