@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import StudioError
+from pipelines.evaluate.encoders import loaded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +147,7 @@ class Owl:
     def _parts(self) -> tuple[Any, Any]:
         from transformers import Owlv2ForObjectDetection, Owlv2Processor
 
-        return _loaded(Owlv2Processor, self.where), _model(Owlv2ForObjectDetection, self.where, self.device)
+        return loaded(Owlv2Processor, self.where), _model(Owlv2ForObjectDetection, self.where, self.device)
 
 
 @dataclass
@@ -179,7 +180,7 @@ class Dino:
     def _parts(self) -> tuple[Any, Any]:
         from transformers import AutoImageProcessor, AutoModel
 
-        return _loaded(AutoImageProcessor, self.where), _model(AutoModel, self.where, self.device)
+        return loaded(AutoImageProcessor, self.where), _model(AutoModel, self.where, self.device)
 
 
 @dataclass
@@ -250,15 +251,5 @@ def _rows(found: dict[str, Any]) -> list[Box]:
     return [_floats(box) for box in found["boxes"].tolist()]
 
 
-def _loaded(kind: Any, where: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(where, **options)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise StudioError(
-            f"'{where}' can't be loaded: {reason}. Give a Hub id or a folder with a model of that kind."
-        ) from error
-
-
 def _model(kind: Any, where: str, device: str) -> Any:
-    return _loaded(kind, where, use_safetensors=True).to(device).eval()
+    return loaded(kind, where, use_safetensors=True).to(device).eval()
