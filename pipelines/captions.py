@@ -37,7 +37,12 @@ def caption(text: str | None, subjects: Sequence[Subject], file: str = "photo") 
 
 def class_prompt(subject: Subject) -> str:
     """The prompt for pictures of the subject's whole kind (DreamBooth, section 3.3)."""
-    return f"a photo of {'an' if subject.noun[:1].lower() in 'aeiou' else 'a'} {subject.noun}"
+    return f"a photo of {article(subject.noun)} {subject.noun}"
+
+
+def article(noun: str) -> str:
+    """ "a" or "an"."""
+    return "an" if noun[:1].lower() in "aeiou" else "a"
 
 
 def _noun(noun: str) -> re.Pattern[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.captions import article
 from pipelines.errors import StudioError
 from pipelines.events import Event, Finished, Note, Progress, Snapshot
 from pipelines.formats.mudi import CLASS_FILE, write_dataset
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Find = Callable[["Picture", str], "Mask | None"]  # the mask of the one thing of that class; None when not exactly one
 
 STAGE = "class pictures"
+SEEN = 0.02, 0.9  # the share of a picture that a usable mask covers
 PROMPT = "A photo of {} {}, simple background, full body shot."
 NEGATIVE = "anime, cartoon, graphic, text, painting, crayon, graphite, abstract glitch, blurry"
 
@@ -45,6 +47,37 @@ class ClassWish:
     size: int = 0  # side in pixels, 0 = the base's own
     seed: int = 0
 
+    def check(self, folder: Path) -> None:
+        """StudioError for what can't work, before a model is loaded."""
+        if (folder / CLASS_FILE).exists():
+            raise StudioError(f"{folder / CLASS_FILE} is already there. Choose another folder.")
+        if self.each < 1 or self.tries < 1:
+            raise StudioError("At least one picture and one try are needed. Give higher numbers.")
+        if self.prompt.count("{}") != 2:
+            raise StudioError("The prompt needs {} twice, for the article and for the class. Write it so.")
+
+    def words(self, noun: str) -> str:
+        """The prompt for a class."""
+        before, between, after = self.prompt.split("{}")
+        return f"{before}{article(noun)}{between}{noun}{after}"
+
+
+def by_attention(model: Model, cache: Path | None = None) -> Find:
+    """Find a class by the base's own attention (`pipelines.masks`); None where it covers next to nothing or nearly all.
+
+    Attention doesn't count things, so pictures of two of the class are taken too. `cache` as in `refined_masks`.
+    """
+
+    def find(picture: Picture, noun: str) -> Mask | None:
+        from pipelines.masks import refined_masks
+
+        looked = refined_masks(model, [Photo(Path("a class picture"), picture)], [noun], cache=cache)
+        (found,) = [event.value[0] for event in looked if isinstance(event, Finished)]
+        mask: Mask = found[noun].picture()
+        return mask if SEEN[0] <= float((mask > 128).mean()) <= SEEN[1] else None
+
+    return find
+
 
 def masked_class_pictures(
     model: Model, classes: Mapping[str, str], find: Find, folder: Path, wish: ClassWish | None = None
@@ -55,8 +88,7 @@ def masked_class_pictures(
     no picture of a class shows exactly one thing of it; nothing is written then.
     """
     wish = wish or ClassWish()
-    if (folder / CLASS_FILE).exists():
-        raise StudioError(f"{folder / CLASS_FILE} is already there. Choose another folder.")
+    wish.check(folder)
     photos: list[Photo] = []
     total = wish.each * len(classes)
     for position, (name, noun) in enumerate(classes.items()):
@@ -80,10 +112,9 @@ def masked_class_pictures(
 
 def _one(model: Model, name: str, noun: str, find: Find, wish: ClassWish, first: int) -> Photo | None:
     """The first of `tries` pictures on which the class is found exactly once."""
-    article = "an" if noun[:1].lower() in "aeiou" else "a"
     for seed in range(first, first + wish.tries):
         request = Request(
-            wish.prompt.format(article, noun),
+            wish.words(noun),
             wish.negative or None,
             seeds=(seed,),
             steps=wish.steps,
@@ -95,6 +126,6 @@ def _one(model: Model, name: str, noun: str, find: Find, wish: ClassWish, first:
         (image,) = [event.image for event in generate(model, request) if isinstance(event, Snapshot)]
         mask = None if image is None else find(image, noun)
         if image is not None and mask is not None and (mask > 128).any():
-            text = f"A photo of {article} {noun}"
+            text = f"A photo of {article(noun)} {noun}"
             return Photo(Path(f"{name}-{seed}.png"), image, {name: mask}, text, image.shape[1::-1], (name,))
     return None

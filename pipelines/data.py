@@ -17,7 +17,7 @@ from pipelines.latents import Latents, small_mask
 from pipelines.noise import alphas, generator, turn
 from pipelines.photos import Photo, load_photos
 from pipelines.processes import Share, join
-from pipelines.sources import Mixer, Size, Source, class_source, photo_source
+from pipelines.sources import ClassPicture, Mixer, Size, Source, class_source, photo_source
 
 if TYPE_CHECKING:
     from pipelines.events import Picture
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.model import Model
     from pipelines.params import TrainParams
 
-__all__ = ["Batch", "Data", "Mixer", "Photo", "Source", "load_photos", "prepare"]
+__all__ = ["Batch", "ClassPicture", "Data", "Mixer", "Photo", "Source", "load_photos", "prepare"]
 
 
 @dataclass
@@ -72,6 +72,7 @@ class Data:
     resolution: int
     share: Share = field(default_factory=Share)
     mixer: Mixer | None = None  # photo rows go through it
+    class_mixer: Mixer | None = None  # class pictures through this one, whenever the photo of their number is mixed
 
     def batches(self, stage: Stage, start: int = 0) -> Iterator[Batch]:
         """The batches of the steps after `start` up to stage.steps. The same ones whoever asks and however often.
@@ -96,10 +97,11 @@ class Data:
             (sources, turn(len(sources), (step - 1) * stage.batch_size + index, what, self.seed, stage.name))
             for what, sources, index in rows
         ]
-        samples = [
-            self._sample(sources[number], (what, number), generator("sample", what, self.seed, stage.name, step, index))
-            for (what, _, index), (sources, number) in zip(rows, chosen, strict=True)
-        ]
+        samples = []
+        for (what, _, index), (sources, number) in zip(rows, chosen, strict=True):
+            chance, photo = (generator("sample", kind, self.seed, stage.name, step, index) for kind in (what, "photo"))
+            mixing = generator("mix", photo.initial_seed())  # one draw for a photo and its class picture
+            samples.append(self._sample(sources[number], (what, number), chance, mixing))
         return self._stacked(samples, [what == "prior" for what, _, _ in rows])
 
     def digest(self) -> str:
@@ -111,17 +113,20 @@ class Data:
             digest.update(f"{source.caption}|{source.original}|{list(source.masks)}|{source.shows}".encode())
         return digest.hexdigest()
 
-    def _sample(self, source: Source, name: tuple[str, int], chance: torch.Generator) -> _Sample:
+    def _sample(
+        self, source: Source, name: tuple[str, int], chance: torch.Generator, mixing: torch.Generator
+    ) -> _Sample:
         """All draws are made in a fixed order, used or not, so that no setting shifts another's."""
         t, across, down, mirrored = torch.rand(4, generator=chance, dtype=torch.float64).tolist()
-        source, key = self._mixed(source, name, generator("mix", chance.initial_seed()))
+        source, key = self._mixed(source, name, mixing)
         flip = self.params.flip and mirrored < 0.5 and key is not None  # a collage's caption may say who is left
         height, width = source.image.shape[:2]
         corner = self._corner(height, down), self._corner(width, across)
         picture = self._cut(source.image, corner, flip)
         moments = self.latents.moments(key and (*key, corner, flip), picture)
         noise = torch.randn(moments.shape, generator=chance)  # the posterior's draw, the diffusion's noise
-        masks = {token: self._small(mask, corner, flip) for token, mask in source.masks.items()}
+        of_photo = source.masks if name[0] == "photo" else {}  # a class picture counts everywhere
+        masks = {token: self._small(mask, corner, flip) for token, mask in of_photo.items()}
         together = source.mask if len(masks) > 1 else None
         mask = next(iter(masks.values()), None) if together is None else self._small(together, corner, flip)
         timestep = int(t * len(alphas(self.model)))
@@ -131,9 +136,10 @@ class Data:
         self, source: Source, name: tuple[str, int], chance: torch.Generator
     ) -> tuple[Source, tuple[str, int] | None]:
         """The source or a collage that nobody will see again, and so is not remembered."""
-        if self.mixer is None or name[0] != "photo":
+        mixer, others = (self.mixer, self.sources) if name[0] == "photo" else (self.class_mixer, self.prior)
+        if mixer is None:
             return source, name
-        mixed = self.mixer.mix(source, self.sources, chance, self.resolution)
+        mixed = mixer.mix(source, others, chance, self.resolution)
         return mixed, name if mixed is source else None
 
     def _small(self, mask: Picture, corner: Size, flip: bool) -> Tensor:
@@ -153,6 +159,7 @@ class Data:
     def _stacked(self, samples: Sequence[_Sample], prior: list[bool]) -> Batch:
         device, sources = self.model.device, [sample.source for sample in samples]
         masks, each = self._masks(samples)
+        shows = [() if other else source.shows for source, other in zip(sources, prior, strict=True)]
         return Batch(
             latents=torch.stack([sample.latents for sample in samples]).to(device),
             noise=torch.stack([sample.noise for sample in samples]).to(device),
@@ -164,7 +171,7 @@ class Data:
             crops=[sample.corner for sample in samples],
             target_sizes=[(self.resolution, self.resolution)] * len(samples),
             subject_masks=None if each is None else each.to(device),
-            shown=torch.tensor([[s.token in source.shows for s in self.subjects] for source in sources], device=device),
+            shown=torch.tensor([[s.token in who for s in self.subjects] for who in shows], device=device),
         )
 
     def _masks(self, samples: Sequence[_Sample]) -> tuple[Tensor | None, Tensor | None]:
@@ -186,10 +193,11 @@ def prepare(
     subjects: Sequence[Subject],
     seed: int,
     *,
-    prior: Sequence[tuple[Picture, str]] = (),
+    prior: Sequence[ClassPicture | tuple[Picture, str]] = (),
     mixer: Mixer | None = None,
+    class_mixer: Mixer | None = None,
 ) -> Data:
-    """Photos (and class pictures with their prompts, see prior.py) ready to train on; `mixer` makes collages of them.
+    """Photos (and class pictures with their prompts, see prior.py) ready to train on; mixers make collages of them.
 
     StudioError when there is nothing to learn from, when a mask or a noun is missing, or when prior preservation has no
     pictures.
@@ -204,6 +212,6 @@ def prepare(
     sources = [photo_source(photo, subjects, resolution, masked=params.masked_loss) for photo in photos]
     if mixer is not None:
         mixer.check(sources)
-    pictures = [class_source(image, words, resolution) for image, words in (prior if params.prior_weight else ())]
-    share = join()
-    return Data(model, params, tuple(subjects), seed, sources, pictures, Latents(model), resolution, share, mixer)
+    pictures = [class_source(ClassPicture(*one), resolution) for one in (prior if params.prior_weight else ())]
+    latents, share = Latents(model), join()
+    return Data(model, params, tuple(subjects), seed, sources, pictures, latents, resolution, share, mixer, class_mixer)

@@ -4,12 +4,13 @@ Seg-Mix (MuDI, arXiv 2404.04243, section 4.1): with some probability a photo giv
 another one on white, called "a photo of a <one> and a <other>, simple background."; the last two words keep the white
 out of other pictures. Pairs suffice for any number of subjects (appendix B.9); `count` makes larger groups.
 Cut-Mix (SVDiff, arXiv 2303.11305, section 3.3): halves of two photos, called by their sides or without.
+Class pictures are mixed in the same way, with the nouns in place of the subjects (`of_classes`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.collage import Collage, Piece, Recipe, cut_mix, cut_out, seg_mix
@@ -106,6 +107,16 @@ class CutMixer:
 
     def _word(self, token: str) -> str:
         return self.phrases.get(token, token)
+
+
+def of_classes(mixer: SegMixer | CutMixer, subjects: Sequence[Subject]) -> SegMixer | CutMixer:
+    """The same for class pictures: called by the nouns, at random sizes, at one height and in the order of the caption,
+    as MuDI's released code sets them down."""
+    nouns = {subject.token: subject.noun for subject in subjects}
+    if isinstance(mixer, CutMixer):
+        return replace(mixer, phrases=nouns)
+    recipe = replace(mixer.recipe, sizes={}, level=True, swap=False)
+    return replace(mixer, phrases=nouns, recipe=recipe, _pieces={})
 
 
 def counted_prompt(things: Sequence[str], rest: str = "", word: str = "objects") -> str:

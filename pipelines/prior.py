@@ -20,25 +20,27 @@ from pipelines.events import Event, Picture, Progress, Snapshot
 from pipelines.files import write_atomic
 from pipelines.generate import Request, generate
 from pipelines.model import Model
+from pipelines.sources import ClassPicture
 
 STAGE = "class pictures"
 STEPS = 50  # DDIM, as in the released code of DreamBooth and SVDiff
 TOGETHER = 4  # painted in fixed groups, since neighbours in a batch change a picture's last bits
 
-Pictures = list[tuple[Picture, str]]
-
 
 def class_pictures(
     model: Model, subjects: Sequence[Subject], count: int, folder: Path, *, seed: int = 0, size: int = 0
-) -> Generator[Event, None, Pictures]:
+) -> Generator[Event, None, list[ClassPicture]]:
     """`count` pictures (in all) of the subjects' classes with their prompts; Progress for those that must be painted.
 
-    They are kept in `folder` under (fingerprint, prompt, seed, size); more of them later keeps those there are. `size`
-    is the side in pixels, 0 = the base's own.
+    Subjects of one kind share its pictures out. They are kept in `folder` under (fingerprint, prompt, seed, size); more
+    of them later keeps those there are. `size` is the side in pixels, 0 = the base's own.
     """
-    prompts = list(dict.fromkeys(class_prompt(subject) for subject in subjects))
+    tokens: dict[str, list[str]] = {}
+    for subject in subjects:
+        tokens.setdefault(class_prompt(subject), []).append(subject.token)
+    prompts = list(tokens)
     size = size or model.native_size
-    found: Pictures = []
+    found: list[ClassPicture] = []
     done, each = 0, -(-count // len(prompts))
     total = sum(not path.exists() for words in prompts for path in _paths(model, words, each, folder, seed, size))
     for words in prompts:
@@ -53,7 +55,8 @@ def class_pictures(
                     write_atomic(path, _png(image))
                 done += len(group)
                 yield Progress(STAGE, min(done, total), max(total, done))
-            found += [(image, words) for image in images[: len(group)]]
+            for number, image in enumerate(images[: len(group)], start=first):
+                found.append(ClassPicture(image, words, tokens[words][number % len(tokens[words])]))
     return found[:count]
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pipelines.model import Model
     from pipelines.params import TrainParams
     from pipelines.photos import Photo
-    from pipelines.sources import Mixer
+    from pipelines.sources import ClassPicture, Mixer
     from pipelines.workspace import Workspace
 
-PRIOR, MASKS = "prior", "masks"  # in the workspace: class pictures and found masks, shared by all runs
+MASKS = "masks"  # in the workspace: found masks, shared by all runs
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Work:
     folder: Path
     share: Share
     resume: bool
+    classes: Path | None = None  # class pictures that were handed in
     notes: list[str] = field(default_factory=list)  # about the photos
     preview: Picture | None = None
 
@@ -57,24 +58,27 @@ def gather(work: Work) -> Generator[Event, None, Data]:
     copies = work.folder / PHOTOS
     count = len({Path(name).parent for name in work.recipe.files})
     photos = yield from _masked(work, read_photos(work, work.recipe.folders(copies, count)))
-    pictures = []
+    pictures: list[ClassPicture] = []
+    class_mixer: Mixer | None = None
     if work.params.prior_weight:
-        from pipelines.prior import class_pictures
+        from pipelines.run_classes import class_pictures_of_run
 
-        if not work.share.main:
-            wait(work.share)  # they are painted by one process and read by all
-        folder = work.workspace.root / PRIOR
-        size = work.params.resolution
-        pictures = yield from class_pictures(work.model, work.subjects, work.params.prior_count, folder, size=size)
-        if work.share.main:
-            wait(work.share)
-    mixer = _mixer(work)
-    return prepare(work.model, photos, work.params, work.subjects, work.recipe.seed, prior=pictures, mixer=mixer)
+        pictures, class_mixer = yield from class_pictures_of_run(work, mixer_of(work, "class_mixer"))
+    return prepare(
+        work.model,
+        photos,
+        work.params,
+        work.subjects,
+        work.recipe.seed,
+        prior=pictures,
+        mixer=mixer_of(work),
+        class_mixer=class_mixer,
+    )
 
 
-def _mixer(work: Work) -> Mixer | None:
-    """Where the method makes collages."""
-    make = getattr(get_method(work.recipe.method), "mixer", None)
+def mixer_of(work: Work, kind: str = "mixer") -> Mixer | None:
+    """Where the method makes collages: of photos ("mixer"), of class pictures ("class_mixer")."""
+    make = getattr(get_method(work.recipe.method), kind, None)
     return make(work.params, work.subjects) if make else None
 
 
@@ -100,7 +104,7 @@ def check(work: Work, photos: Sequence[Photo]) -> None:
 
     found_later = bool(_lacking(work, photos))
     alone: dict[str, Any] = {"prior_weight": 0.0} | ({"masked_loss": False} if found_later else {})
-    mixer = None if found_later else _mixer(work)
+    mixer = None if found_later else mixer_of(work)
     prepare(work.model, photos, work.params.model_copy(update=alone), work.subjects, 0, mixer=mixer)
 
 
@@ -129,7 +133,7 @@ def _masked(work: Work, photos: list[Photo]) -> Generator[Event, None, list[Phot
 
 def _lacking(work: Work, photos: Sequence[Photo]) -> list[Photo]:
     """Photos without a mask of a subject in them, where masks are needed. StudioError where words can't tell apart."""
-    if not work.params.masked_loss and _mixer(work) is None:
+    if not work.params.masked_loss and mixer_of(work) is None:
         return []
     lacking = [p for p in photos if not ({"", *(s.token.strip("<>") for s in _shown(work, p))} & p.masks.keys())]
     for photo in lacking:

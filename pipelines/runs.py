@@ -29,6 +29,7 @@ from pipelines.files import check_id, clean_name, is_locked, lock, name_key
 from pipelines.joblog import RUN_LOCK
 from pipelines.methods import get_method
 from pipelines.processes import agree, join
+from pipelines.run_classes import CLASSES, check_classes, keep_classes
 from pipelines.run_data import Work, check, gather, read_photos
 from pipelines.run_recipe import NAME, Recipe, photo_files, read_recipe, trim_log
 from pipelines.stopped import CHECKPOINTS, discard, publish, unfinished
@@ -56,13 +57,15 @@ def train_concept(
     params: TrainParams,
     seed: int = 0,
     masks: bool = False,
+    classes: Path | None = None,
     run_id: str | None = None,
     resume: bool = False,
 ) -> Iterator[Event]:
     """Learn `noun` as <name> from a folder of photos; ends with Finished(Trained), as it lies in the library.
 
     Several nouns and names are learned together: from one folder each, or all from one folder, whose masks
-    `x-masklabel-<name>.png` and captions tell them apart.
+    `x-masklabel-<name>.png` and captions tell them apart. `classes` is a folder of class pictures with masks in MuDI's
+    form (see run_classes.py), in place of those that the base paints where prior preservation asks for some.
     The events are recorded in the run's folder. Closing the generator keeps what was learned: a checkpoint, and a
     concept whose recipe says `steps_done`. `resume` goes on with run `run_id`, else with the newest unfinished run of
     that name, from its own copies of the photos. StudioError for everything a person can put right.
@@ -80,7 +83,7 @@ def train_concept(
     steps = sum(stage.steps for stage in get_method(method).stages(params))
     settings = params.model_dump(mode="json")
     recipe = Recipe("-and-".join(_several(name)), subjects, method, settings, seed, base, steps)
-    work = Work(workspace, model, recipe, params, Path(), join(), resume)
+    work = Work(workspace, model, recipe, params, Path(), join(), resume, classes)
     if not work.share.main:
         work.folder, work.resume = _told(work)
         yield from (event for event in _learned(work) if isinstance(event, Finished))
@@ -132,8 +135,12 @@ def _opened(work: Work, photos: Sequence[Path], run_id: str | None) -> tuple[Pat
     size = sum(path.stat().st_size for folder in photos for path in photo_files(folder))
     workspace.need(size + _LOGS, "this run")
     check(work, read_photos(work, photos, work.notes))
+    if work.classes is not None:
+        check_classes(work.classes, work.subjects)
     folder = folder or workspace.new_folder(workspace.runs, wanted.name)
     folder.mkdir(exist_ok=True)
+    if work.classes is not None and work.params.prior_weight:
+        keep_classes(work.classes, work.subjects, folder)
     work.recipe = wanted.started(folder, photos)
     return folder, False
 
@@ -180,6 +187,7 @@ def _learned(work: Work) -> Iterator[Event]:
     if work.share.main:
         concept = _published(work, trained)
         work.recipe.finished(work.folder, concept.name)
+        shutil.rmtree(work.folder / CLASSES, ignore_errors=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if concept.name != work.recipe.name:
             yield Note(f"The library has a '{work.recipe.name}' already: this one is called '{concept.name}'.")

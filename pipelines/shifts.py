@@ -41,9 +41,10 @@ class Settings(Protocol):
 class Shifts:
     """The shifts of one concept on a model: SVDiff's adapter."""
 
-    def __init__(self, group: ChangeSet, params: Settings) -> None:
+    def __init__(self, group: ChangeSet, params: Settings, tokens: tuple[str, ...] = ()) -> None:
         self.group = group
         self.params = params
+        self.tokens = tokens  # of the subjects, where the loss asks for them
 
     @property
     def strength(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -39,6 +39,15 @@ class Source:
     def mask(self) -> Mask | None:
         """All subjects' masks as one, (height, width) uint8; None where there is none."""
         return np.maximum.reduce(list(self.masks.values())) if self.masks else None
+
+
+class ClassPicture(NamedTuple):
+    """A picture of a whole kind, for prior preservation: `words` is its prompt, `token` the subject of that kind."""
+
+    image: Picture  # (height, width, 3)
+    words: str
+    token: str = ""  # "<my-cat>"; "" = of none, so it is not mixed
+    mask: Mask | None = None  # of the thing it shows
 
 
 class Mixer(Protocol):
@@ -76,9 +85,12 @@ def photo_source(photo: Photo, subjects: Sequence[Subject], resolution: int, *, 
     return Source(scaled(photo.image, resolution), text, original, masks, tuple(subject.token for subject in shown))
 
 
-def class_source(image: Picture, words: str, resolution: int) -> Source:
-    """A class picture with its prompt."""
-    return Source(scaled(image, resolution), words, (image.shape[0], image.shape[1]))
+def class_source(picture: ClassPicture, resolution: int) -> Source:
+    """A class picture with its prompt; whose kind it is of, and the mask, matter only where it is mixed."""
+    image, words, token, mask = picture
+    masks = {} if mask is None or not token else {token: scaled(mask, resolution)}
+    size = (image.shape[0], image.shape[1])
+    return Source(scaled(image, resolution), words, size, masks, (token,) if token else ())
 
 
 def scaled(picture: Picture, short_side: int) -> Picture:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.class_masks import ClassWish, masked_class_pictures
+from pipelines.class_masks import ClassWish, by_attention, masked_class_pictures
 from pipelines.errors import StudioError
 from pipelines.events import Finished, Note, Progress
 from pipelines.formats import mudi
@@ -41,9 +41,11 @@ def test_they_are_painted_masked_and_read_again(tmp_path: Path) -> None:
     found = mudi.read_dataset(tmp_path / "x", mudi.CLASS_FILE)
     assert found.phrases == CLASSES and [row.id for row in found.rows] == ["a", "a", "b", "b"]
     pictures = mudi.class_pictures_of(found)
-    assert [text for _, text in pictures] == ["A photo of a cat"] * 2 + ["A photo of a dog"] * 2
-    assert np.array_equal(pictures[1][0], find.seen[2][1])
-    assert len({image.tobytes() for image, _ in pictures}) == 4
+    assert [one.words for one in pictures] == ["A photo of a cat"] * 2 + ["A photo of a dog"] * 2
+    assert [one.token for one in pictures] == ["<a>"] * 2 + ["<b>"] * 2
+    assert all(one.mask is not None and int((one.mask > 128).sum()) == 12 * 16 for one in pictures)
+    assert np.array_equal(pictures[1].image, find.seen[2][1])
+    assert len({one.image.tobytes() for one in pictures}) == 4
     with pytest.raises(StudioError, match="already there"):
         list(masked_class_pictures(tiny_model("sd1"), CLASSES, find, tmp_path / "x", WISH))
 
@@ -57,3 +59,27 @@ def test_what_never_comes_out_right_is_told(tmp_path: Path) -> None:
     with pytest.raises(StudioError, match="never painted exactly one cat"):
         list(masked_class_pictures(tiny_model("sd1"), CLASSES, finder(0, 1), tmp_path / "y", WISH))
     assert not (tmp_path / "y").exists()
+
+
+def test_the_prompt_says_article_and_class_and_nothing_in_it_is_a_format() -> None:
+    wish = ClassWish(prompt="{} {} {x} %s")
+    assert wish.words("owl {0}") == "an owl {0} {x} %s"
+    with pytest.raises(StudioError, match="{} twice"):
+        ClassWish(prompt="a {}").check(Path("nowhere"))
+    with pytest.raises(StudioError, match="At least one picture"):
+        ClassWish(each=0).check(Path("nowhere"))
+
+
+@pytest.mark.parametrize(("share", "taken"), [(0.0, False), (0.01, False), (0.3, True), (0.95, False)])
+def test_attention_finds_only_what_can_be_cut_out(share: float, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base of the tests sees nothing, so what attention says is given: so many rows are the noun's."""
+
+    def seen(model: Any, image: Any, nouns: Any, params: Any) -> Any:
+        scores = np.zeros((1, 100, 10), np.float32)
+        scores[0, : round(share * 100)] = 1
+        return scores
+
+    monkeypatch.setattr("pipelines.masks.noun_scores", seen)
+    mask = by_attention(tiny_model("sd1"))(np.zeros((100, 100, 3), np.uint8), "cat")
+    assert (mask is not None) == taken
+    assert mask is None or (mask.shape == (100, 100) and abs((mask > 128).mean() - share) < 0.02)

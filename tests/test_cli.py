@@ -255,6 +255,27 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_class_pictures_are_painted_with_masks_and_trained_beside(
+    base: str, photos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = np.pad(np.ones((1, 8, 6), np.float32), ((0, 0), (4, 4), (5, 5)))  # the tiny base's own are noise
+    monkeypatch.setattr("pipelines.masks.noun_scores", lambda *_: scores)
+    folder = tmp_path / "classes"
+    prior = ["prior", str(folder), "--noun", "cat", "--name", "my-cat", "--count", "2", "--steps", "1", "--base", base]
+    assert answer(capsys, *prior)["file"] == str(folder / "class_metadata.jsonl")
+    assert len(list(folder.glob("mask_*.png"))) == 2
+    train = ["train", "--method", "svdiff", "--data", photos, "--noun", "cat", "--name", "my-cat", *SHORT]
+    train += ["--class-data", str(folder), "--set", "prior_weight=1", "--base", base]
+    assert answer(capsys, *train)["concept"]["params"]["prior_weight"] == 1
+    for wrong, says in (
+        ([*prior, "--name", "x"], "1 classes: give each a --name of its own"),
+        (prior, "already there"),
+        ([*prior[:1], str(tmp_path / "new"), *prior[2:], "--prompt", "a {}"], "needs {} twice"),
+        ([*train, "--class-data", photos], "There is no class_metadata.jsonl"),
+    ):
+        assert main([*wrong, "--json"]) == 2 and says in json.loads(capsys.readouterr().out)["error"]
+
+
 def test_presets_and_bases_can_be_looked_at(base: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, "presets")
     assert {preset["method"] for preset in found} == set(method_names())

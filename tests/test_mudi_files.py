@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
-from pipelines.formats import formats, mudi
+from pipelines.formats import formats, mudi, mudi_folders
 from pipelines.photos import Photo, load_photos
 
 FIRST = {"id": {"a": "olis blue drink can", "b": "hta red monster plush"}}
@@ -156,7 +156,7 @@ def test_class_pictures_may_share_a_class(tmp_path: Path) -> None:
     lines = [{"id": {"a": "dog", "b": "dog"}}, *(row | {"text": "A photo of a dog"} for row in ROWS)]
     classes = mudi.read_dataset(folder(tmp_path / "x", lines, mudi.CLASS_FILE), mudi.CLASS_FILE)
     pictures = mudi.class_pictures_of(classes)
-    assert [text for _, text in pictures] == ["A photo of a dog"] * 3 and pictures[0][0].shape == (40, 60, 3)
+    assert [one.words for one in pictures] == ["A photo of a dog"] * 3 and pictures[0].image.shape == (40, 60, 3)
     assert mudi.subjects_of(classes) == ((Subject("<a>", "dog"), Subject("<b>", "dog")), "")
     mudi.check_classes(mudi.read_dataset(folder(tmp_path / "x")), classes)
     other = folder(tmp_path / "y", [{"id": {"a": "dog"}}, ROWS[0]], mudi.CLASS_FILE)
@@ -202,14 +202,14 @@ def test_names_of_files_stay_inside_whatever_the_id(tmp_path: Path) -> None:
 
 def test_it_unpacks_into_folders_of_our_own(tmp_path: Path) -> None:
     found = mudi.read_dataset(folder(tmp_path / "x"))
-    folders = mudi.unpack(found, tmp_path / "out", names={"a": "can"})
+    folders = mudi_folders.unpack(found, tmp_path / "out", names={"a": "can"})
     assert folders == {"can": tmp_path / "out" / "can", "b": tmp_path / "out" / "b"}
     notes: list[str] = []
     cans = load_photos(folders["can"], notes=notes)
     assert [photo.caption for photo in cans] == ["A photo of a <can> on ice.", "A photo of a <can>."] and not notes
     assert np.array_equal(cans[0].masks[""], mudi.photos_of(found)[0].masks["a"])
     with pytest.raises(StudioError, match="already there"):
-        mudi.unpack(found, tmp_path / "out", names={"a": "can"})
+        mudi_folders.unpack(found, tmp_path / "out", names={"a": "can"})
 
 
 def test_it_is_no_concept_format() -> None:

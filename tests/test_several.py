@@ -18,7 +18,7 @@ from pipelines.concept import Subject
 from pipelines.data import prepare
 from pipelines.errors import StudioError
 from pipelines.events import Finished
-from pipelines.formats.mudi import write_dataset
+from pipelines.formats.mudi import CLASS_FILE, read_dataset, write_dataset
 from pipelines.latents import small_mask
 from pipelines.library import Library
 from pipelines.methods import Stage, get_method
@@ -172,7 +172,7 @@ def test_a_folder_in_mudis_form_says_itself_what_it_shows(tmp_path: Path) -> Non
     write_dataset(tmp_path / "mudi", phrases, shown)
 
     def asked(**words: list[str]) -> Any:
-        return Namespace(**({"data": [tmp_path / "mudi"], "noun": [], "name": []} | words))
+        return Namespace(**({"data": [tmp_path / "mudi"], "noun": [], "name": [], "class_data": None} | words))
 
     what = _what(asked(), tmp_path / "one")
     assert (what.names, what.nouns, what.rare_word) == (["a", "b"], ["drink can", "plush"], "olis hta")
@@ -181,5 +181,12 @@ def test_a_folder_in_mudis_form_says_itself_what_it_shows(tmp_path: Path) -> Non
     assert all(list(folder.glob("*-masklabel.png")) for folder in named.folders)
     with pytest.raises(StudioError, match="2 subjects"):
         _what(asked(name=["one"]), tmp_path / "three")
+    write_dataset(tmp_path / "classes", {"a": "can", "b": "plush"}, shown, CLASS_FILE)
+    classes = _what(asked(name=["my-can", "my-toy"], class_data=tmp_path / "classes"), tmp_path / "five").classes
+    found = read_dataset(classes, CLASS_FILE)
+    assert found.phrases == {"my-can": "can", "my-toy": "plush"} and found.rows[1].id == "my-toy"
+    write_dataset(tmp_path / "others", {"a": "can"}, shown[:1], CLASS_FILE)
+    with pytest.raises(StudioError, match="Use the same ids in both"):
+        _what(asked(class_data=tmp_path / "others"), tmp_path / "six")
     with pytest.raises(StudioError, match="--noun cat --name my-cat"):
         _what(Namespace(data=[tmp_path], noun=[], name=["x"]), tmp_path / "four")

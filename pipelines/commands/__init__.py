@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-NAMES = ("train", "generate", "evaluate", "masks", "list", "library", "presets", "base", "bench", "toybox")
+NAMES = ("train", "generate", "evaluate", "masks", "prior", "list", "library", "presets", "base", "bench", "toybox")

@@ -43,6 +43,13 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument(
         "--masks", action="store_true", help="count the loss inside x-masklabel.png of each photo x.png"
     )
+    parser.add_argument(
+        "--class-data",
+        type=Path,
+        metavar="DIR",
+        help="class pictures with masks and a class_metadata.jsonl, as 'prior' and MuDI write them, for prior_weight "
+        "(default: painted by the base)",
+    )
     parser.add_argument("--preset", help="named settings (default: the method's own for the loaded base)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
@@ -84,6 +91,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
             params=params,
             seed=options.seed,
             masks=options.masks,
+            classes=what.classes,
             resume=options.resume,
         )
         try:
@@ -109,24 +117,30 @@ class _What:
     nouns: list[str]
     names: list[str]
     rare_word: str = ""
+    classes: Path | None = None  # class pictures whose ids are the names
 
 
 def _what(options: argparse.Namespace, scratch: Path) -> _What:
     """From the options, or from a folder in MuDI's form, which says itself what it shows."""
-    from pipelines.formats import mudi
+    from pipelines.formats import mudi, mudi_folders
 
     if len(options.data) > 1 or not mudi.is_dataset(options.data[0]):
         if not options.noun or not options.name:
             raise StudioError("Say what the photos show, and what to call it: --noun cat --name my-cat.")
-        return _What(options.data, options.noun, options.name)
+        return _What(options.data, options.noun, options.name, classes=options.class_data)
     dataset = mudi.read_dataset(options.data[0])
     called = dict(zip(dataset.phrases, options.name or dataset.phrases, strict=False))
     if options.name and len(options.name) != len(dataset.phrases):
         raise StudioError(f"{mudi.FILE} has {len(dataset.phrases)} subjects: give as many --name, or none.")
     subjects, rare_word = mudi.subjects_of(dataset, called)
-    folders = mudi.unpack(dataset, scratch, names=called)
+    folders = mudi_folders.unpack(dataset, scratch, names=called)
     names = [subject.token.strip("<>") for subject in subjects]
-    return _What([folders[name] for name in names], [s.noun for s in subjects], names, rare_word)
+    classes = options.class_data
+    if classes is not None:
+        found = mudi.read_dataset(classes, mudi.CLASS_FILE)
+        mudi.check_classes(dataset, found)
+        classes = mudi_folders.renamed_classes(found, scratch / "classes", called)
+    return _What([folders[name] for name in names], [s.noun for s in subjects], names, rare_word, classes)
 
 
 def _stopped(terminal: Terminal) -> str:

@@ -25,12 +25,11 @@ from pipelines.concept import Subject
 from pipelines.errors import StudioError
 from pipelines.files import printable, write_atomic
 from pipelines.photos import Photo, load_photo
+from pipelines.sources import ClassPicture
 from pipelines.tokens import check_token
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from pipelines.events import Picture
 
 FILE, CLASS_FILE = "metadata.jsonl", "class_metadata.jsonl"
 MAX_BYTES = 16 * 2**20
@@ -55,6 +54,7 @@ class Dataset:
     file: Path
     phrases: dict[str, str]
     rows: tuple[Row, ...]
+    first: int = 1  # the line that names the subjects
 
     def where(self, line: int) -> str:
         """How a message names a line."""
@@ -82,7 +82,7 @@ def read_dataset(folder: Path, name: str = FILE) -> Dataset:
     missing = [id for id in phrases if not any(row.id == id for row in rows)]
     if missing:
         raise StudioError(f"{name} has no picture of {', '.join(map(repr, missing))}. Add one, or take the id out.")
-    return Dataset(file, phrases, rows)
+    return Dataset(file, phrases, rows, first[0])
 
 
 def check_classes(dataset: Dataset, classes: Dataset) -> None:
@@ -127,29 +127,15 @@ def photos_of(dataset: Dataset, *, short_side: int = 0, names: Mapping[str, str]
     return photos
 
 
-def class_pictures_of(dataset: Dataset, *, short_side: int = 0) -> list[tuple[Picture, str]]:
-    """Class pictures with their texts, as `prepare(prior=...)` takes them. StudioError as `photos_of`."""
-    return [(_photo(dataset, row, row.id, short_side).image, row.texts[0]) for row in dataset.rows]
-
-
-def unpack(dataset: Dataset, target: Path, *, names: Mapping[str, str] | None = None) -> dict[str, Path]:
-    """The photos as folders of our own, `target/<name>/`: x.png, x-masklabel.png, x.txt; the folders by name.
-
-    StudioError as `photos_of`, and when a folder is there already.
-    """
-    folders: dict[str, Path] = {}
-    for number, photo in enumerate(photos_of(dataset, names=names)):
-        (name,) = photo.shows
-        if name not in folders:
-            folders[name] = target / name
-            if folders[name].exists():
-                raise StudioError(f"{folders[name]} is already there. Choose another folder.")
-            folders[name].mkdir(parents=True)
-        stem = f"{number:04d}"
-        write_atomic(folders[name] / f"{stem}.png", _png(photo.image))
-        write_atomic(folders[name] / f"{stem}-masklabel.png", _png(photo.masks[name]))
-        write_atomic(folders[name] / f"{stem}.txt", f"{photo.caption}\n".encode())
-    return folders
+def class_pictures_of(
+    dataset: Dataset, *, short_side: int = 0, names: Mapping[str, str] | None = None
+) -> list[ClassPicture]:
+    """Class pictures with their texts and masks, as `prepare(prior=...)` takes them. StudioError as `photos_of`."""
+    pictures = []
+    for row in dataset.rows:
+        photo = _photo(dataset, row, row.id, short_side)
+        pictures.append(ClassPicture(photo.image, row.texts[0], _token(dataset, row.id, names), photo.masks[row.id]))
+    return pictures
 
 
 def write_dataset(folder: Path, phrases: Mapping[str, str], photos: Sequence[Photo], name: str = FILE) -> Path:
@@ -172,8 +158,8 @@ def write_dataset(folder: Path, phrases: Mapping[str, str], photos: Sequence[Pho
         row = {"id": subject, "file_name": f"{prefix}{stem}.png", "mask_path": f"mask_{prefix}{stem}.png"}
         text = photo.caption or f"A photo of a <{subject}>"
         lines.append(row | {"text": text.replace(f"<{subject}>", phrases[subject])})
-        write_atomic(folder / row["file_name"], _png(photo.image))
-        write_atomic(folder / row["mask_path"], _png(mask))
+        write_atomic(folder / row["file_name"], png(photo.image))
+        write_atomic(folder / row["mask_path"], png(mask))
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(folder / name, content.encode())
     return folder / name
@@ -284,10 +270,11 @@ def _token(dataset: Dataset, id: str, names: Mapping[str, str] | None) -> str:
     try:
         return check_token(f"<{(names or {}).get(id, id)}>")
     except StudioError as error:
-        raise StudioError(f"{dataset.where(1)}: {error}") from error
+        raise StudioError(f"{dataset.where(dataset.first)}: {error}") from error
 
 
-def _png(picture: NDArray[Any]) -> bytes:
+def png(picture: NDArray[Any]) -> bytes:
+    """A picture or a mask as a PNG file's content."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()

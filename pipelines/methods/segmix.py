@@ -17,7 +17,9 @@ Departures from the released code:
   divided by their area, in photos too.
 - DCO and class pictures go together (there, the photos then learn nothing).
 - batch_size 2 is its 1 with two accumulated gradients. Learned from step 1 on (`segmix_start_step` is 0 in all its
-  commands). Class pictures are not mixed among themselves.
+  commands).
+- Class pictures are mixed when their photo is (`mix_class`), as there; where no masks of them are handed in, those of
+  the base's attention serve, and a picture without one is not mixed.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class Params(TrainParams):
         0.3, ge=0, le=1, description="How often a photo gives way to a mixture; more for four subjects and more"
     )
     mix_count: int = Field(2, ge=2, le=9, description="Subjects in a collage")
+    mix_class: bool = Field(True, description="Mix class pictures too, where masks of them are found")
     relative_sizes: str = Field(
         "", max_length=200, description="Sizes of the subjects in collages, such as '1 0.5' ('' = random)"
     )
@@ -109,6 +112,14 @@ def mixer(params: Params, subjects: Sequence[Subject]) -> SegMixer | CutMixer | 
         return CutMixer(tokens, params.mix_chance, params.cut_sides)
     recipe = Recipe(params.smallest, 1.0, params.margin, sizes=relative_sizes(params.relative_sizes, subjects))
     return SegMixer(tokens, params.mix_chance, recipe, params.mix_count)
+
+
+def class_mixer(params: Params, subjects: Sequence[Subject]) -> SegMixer | CutMixer | None:
+    """Who makes collages of class pictures."""
+    from pipelines.mixers import of_classes
+
+    made = mixer(params, subjects) if params.mix_class else None
+    return of_classes(made, subjects) if made else None
 
 
 @contextmanager

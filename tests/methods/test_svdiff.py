@@ -201,3 +201,49 @@ def test_masks_and_class_pictures_enter_the_loss() -> None:
     with svdiff.attach(model, params, [CAT]) as adapter:
         losses = svdiff.loss(model, adapter, batch, svdiff.stages(params)[0])
     assert losses.keys() == {"denoising", "prior"} and all(value.requires_grad for value in losses.values())
+
+
+def both_photos() -> list[Photo]:
+    """One of each, alone."""
+    pixels = np.random.default_rng(5)
+    return [
+        Photo(Path(f"{name}.png"), pixels.integers(0, 256, (64, 64, 3), np.uint8), {}, None, (64, 64), (name,))
+        for name in ("my-cat", "my-dog")
+    ]
+
+
+def test_cut_mix_puts_halves_of_two_subjects_together(model: Model) -> None:
+    params = FAST.model_copy(update={"mix": "cutmix", "rare_word": "hta sks", "batch_size": 4, "unmix_weight": 2.0})
+    mixer, stage = svdiff.mixer(params, [CAT, DOG]), svdiff.stages(params)[0]
+    data = prepare(model, both_photos(), params, [CAT, DOG], seed=0, mixer=mixer)
+    captions = [caption for step in range(1, 16) for caption in data.batch(stage, step).captions]
+    share = sum("cat" in caption and "dog" in caption for caption in captions) / len(captions)
+    assert 0.45 < share < 0.75  # the paper's 0.6
+    assert any("on the left" in caption for caption in captions) and "a photo of <my-cat>" in captions
+    *steps, last = train(model, svdiff, data, params, seed=0)
+    assert isinstance(last, Finished) and last.value.concept.subjects == (CAT, DOG)
+    assert any(event.values["unmix"] > 0 for event in steps if isinstance(event, Progress) and "unmix" in event.values)
+    assert not any(module._forward_hooks for module in model.unet.modules()) and not model.placeholders
+
+
+def test_unmix_reaches_the_shifts_and_is_off_by_default() -> None:
+    model, params = (
+        tiny_model("sd1"),
+        FAST.model_copy(update={"mix": "cutmix", "mix_chance": 1.0, "rare_word": "hta sks"}),
+    )
+    assert svdiff.Params().mix == "none" and svdiff.Params().unmix_weight == 0
+    stage = svdiff.stages(params)[0]
+    mixer = svdiff.mixer(params, [CAT, DOG])
+    batch = prepare(model, both_photos(), params, [CAT, DOG], seed=0, mixer=mixer).batch(stage, 1)
+    with svdiff.attach(model, params, [CAT, DOG]) as adapter:
+        assert "unmix" not in svdiff.loss(model, adapter, batch, stage)
+    with svdiff.attach(model, params.model_copy(update={"unmix_weight": 1.0}), [CAT, DOG]) as adapter:
+        losses = svdiff.loss(model, adapter, batch, stage)
+        moved = torch.autograd.grad(losses["unmix"], list(adapter.shifts().values()), allow_unused=True)
+        assert sum(float(part.abs().sum()) for part in moved if part is not None) > 0
+
+
+def test_cut_mix_needs_each_subject_alone() -> None:
+    model, params = tiny_model("sd1"), FAST.model_copy(update={"mix": "cutmix", "rare_word": "hta sks"})
+    with pytest.raises(StudioError, match="Cut-Mix needs a photo of <my-cat> or <my-dog> alone"):
+        prepare(model, photos(), params, [CAT, DOG], seed=0, mixer=svdiff.mixer(params, [CAT, DOG]))

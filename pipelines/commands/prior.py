@@ -1,0 +1,50 @@
+"""`prior`: class pictures with masks for prior preservation, as a folder that `train --class-data` and MuDI read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.commands.arguments import Parser, add_base, add_workspace, command, open_base, open_workspace
+from pipelines.commands.terminal import Terminal
+from pipelines.errors import StudioError
+
+EXAMPLE = """example:
+  python -m pipelines prior classes --noun cat --name my-cat --noun dog --name my-dog --count 50
+  python -m pipelines train --method segmix --data cats --noun cat --name my-cat --data dogs --noun dog --name my-dog \\
+      --class-data classes --set prior_weight=1
+
+Masks are found by the base's attention. The folder has a class_metadata.jsonl, whose ids are the names."""
+
+
+def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
+    parser = command(commands, "prior", "paint class pictures with masks for prior preservation")
+    parser.epilog = EXAMPLE
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to write; a new folder")
+    parser.add_argument("--noun", action="append", required=True, help="the class: cat; repeatable")
+    parser.add_argument("--name", action="append", default=[], help="the subject it is for (default: the noun)")
+    parser.add_argument("--count", type=int, default=50, help="pictures of each class (default: %(default)s)")
+    parser.add_argument("--tries", type=int, default=10, help="for each picture (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--prompt", help="with {} twice, for the article and the class")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: %(default)s)")
+    add_base(parser)
+    add_workspace(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.class_masks import PROMPT, ClassWish, by_attention, masked_class_pictures
+
+    names = options.name or ["-".join(noun.split()) for noun in options.noun]
+    if len(names) != len(options.noun) or len(set(names)) < len(names):
+        raise StudioError(f"There are {len(options.noun)} classes: give each a --name of its own.")
+    prompt = PROMPT if options.prompt is None else options.prompt
+    wish = ClassWish(options.count, options.tries, prompt, steps=options.steps, seed=options.seed)
+    wish.check(options.folder)
+    model = open_base(options, terminal)
+    find = by_attention(model, open_workspace(options).root / "masks")
+    classes = dict(zip(names, options.noun, strict=True))
+    written = terminal.watch(masked_class_pictures(model, classes, find, options.folder, wish))
+    terminal.result({"file": str(written)}, f"Train with: --class-data {written.parent} --set prior_weight=1")
