@@ -64,13 +64,15 @@ def import_original(path: Path, *, name: str, noun: str, base: Mapping[str, str]
     from pipelines.settings import validated
 
     found = formats.read(path)
-    noun = files.clean_name(noun or found.get("noun", ""), "noun (the ordinary word for it, such as cat)")
     name = files.clean_name(name or found.get("name", "") or path.stem)
+    tokens = found.get("subjects", [token_of(name)])
+    nouns = found.get("nouns", [noun or found.get("noun", "")] * len(tokens))
+    nouns = [files.clean_name(one, "noun (the ordinary word for it, such as cat)") for one in nouns]
     params = validated(get_method(found["method"]).Params, found.get("params", {}))
     return Trained(
         Concept(
             name=name,
-            subjects=tuple(Subject(token, noun) for token in found.get("subjects", [token_of(name)])),
+            subjects=tuple(Subject(token, one) for token, one in zip(tokens, nouns, strict=True)),
             method=found["method"],
             base_model=dict(base or found.get("base") or UNKNOWN_BASE),
             params=params.model_dump(mode="json"),

@@ -6,7 +6,8 @@ A format module has these names (see `Format`):
     title: str                               for people: "SVDiff spectral shifts"
     detect(path) -> bool                     cheap and without unpickling: by file names and safetensors headers
     read(path) -> dict                       "tensors": what the method's Adapter.load takes; "params": settings it
-                                             implies, may be {}; also "noun", "name", "base" if known
+                                             implies, may be {}; also "noun", "name", "base" if known, and for
+                                             several subjects "subjects", their tokens, and "nouns"
     write(path, trained) -> list[Path]       the files written into the folder `path`, in the other tool's form
 
 Pickled files (.pt, .bin) are read through `jail.read_tensors` only.

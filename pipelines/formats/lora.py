@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
 from pipelines.files import printable, save_tensors
+from pipelines.formats.several import subjects_note, subjects_noted
 from pipelines.intake import load_tensors, read_header, read_json
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ _MESSAGE = "Choose a LoRA for Stable Diffusion that diffusers or peft wrote."
 def detect(path: Path) -> bool:
     """A folder with such a file, or a safetensors file all of whose keys are low-rank factors."""
     if path.is_dir():
-        return any((path / name).is_file() for name in (FILE, _PEFT_FILE))
+        from pipelines.formats import mudi_lora  # which stands on this module
+
+        known = any((path / name).is_file() for name in (FILE, _PEFT_FILE))
+        return known and not mudi_lora.detect(path)
     try:
         keys = [key for key in read_header(path) if key != "__metadata__"]
     except (StudioError, OSError):
@@ -80,7 +84,11 @@ def read(path: Path) -> dict[str, Any]:
         "targets": _targets(tensors),
         "train_text_encoder": any(not name.startswith("unet.") for name in layers),
     }
-    return {"tensors": tensors, "params": params | _written_params(metadata)} | _described(metadata)
+    params |= _written_params(metadata)
+    ours = {"method": "segmix"} if metadata.get("attune_method") == "segmix" else {}
+    if ours:
+        del params["tune"]
+    return {"tensors": tensors, "params": params} | ours | _described(metadata)
 
 
 def write(path: Path, trained: Trained) -> list[Path]:
@@ -172,7 +180,7 @@ def _metadata(trained: Trained) -> dict[str, str]:
         known["attune_noun"] = concept.subjects[0].noun
     if concept.params.get("rare_word"):
         known["attune_rare_word"] = str(concept.params["rare_word"])
-    return known
+    return known | subjects_note(concept)
 
 
 def _written_params(metadata: dict[str, str]) -> dict[str, Any]:
@@ -186,4 +194,4 @@ def _described(metadata: dict[str, str]) -> dict[str, Any]:
     }
     if metadata.get("attune_fingerprint"):
         found["base"] = {"id": metadata.get("attune_base", ""), "fingerprint": metadata["attune_fingerprint"]}
-    return found
+    return found | subjects_noted(metadata)

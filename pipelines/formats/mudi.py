@@ -85,6 +85,12 @@ def read_dataset(folder: Path, name: str = FILE) -> Dataset:
     return Dataset(file, phrases, rows, first[0])
 
 
+def read_phrases(file: Path) -> dict[str, str]:
+    """The subjects' words by id, from the first line alone. StudioError, with file and line, when it names none."""
+    number, content = next(_lines(file), (1, {}))
+    return _phrases(f"{file.name}, line {number}", content, twins=False)
+
+
 def check_classes(dataset: Dataset, classes: Dataset) -> None:
     """StudioError when class pictures are of other ids than the photos: nothing would tie them together."""
     if dataset.phrases.keys() != classes.phrases.keys():
@@ -98,11 +104,18 @@ def subjects_of(dataset: Dataset, names: Mapping[str, str] | None = None) -> tup
 
     The first word of a phrase is the rare one, as the format has it; a phrase of one word has none, and then nobody.
     """
-    parts = {id: phrase.split(maxsplit=1) for id, phrase in dataset.phrases.items()}
+    return words_of(dataset.phrases, dataset.where(dataset.first), names)
+
+
+def words_of(
+    phrases: Mapping[str, str], where: str, names: Mapping[str, str] | None = None
+) -> tuple[tuple[Subject, ...], str]:
+    """`subjects_of` for the phrases alone; `where` they stand is for messages."""
+    parts = {id: phrase.split(maxsplit=1) for id, phrase in phrases.items()}
     rare = all(len(part) == 2 for part in parts.values())
     found = []
-    for id, phrase in dataset.phrases.items():
-        found.append(Subject(_token(dataset, id, names), parts[id][1] if rare else phrase))
+    for id, phrase in phrases.items():
+        found.append(Subject(_token(where, id, names), parts[id][1] if rare else phrase))
     return tuple(found), " ".join(part[0] for part in parts.values()) if rare else ""
 
 
@@ -114,7 +127,7 @@ def photos_of(dataset: Dataset, *, short_side: int = 0, names: Mapping[str, str]
     """
     photos = []
     for row in dataset.rows:
-        token = _token(dataset, row.id, names)
+        token = _token(dataset.where(dataset.first), row.id, names)
         name = token.strip("<>")
         phrase = re.compile(r"\s+".join(map(re.escape, dataset.phrases[row.id].split())), re.IGNORECASE)
         said, count = phrase.subn(lambda _, token=token: token, row.texts[0])  # type: ignore[misc]
@@ -134,7 +147,11 @@ def class_pictures_of(
     pictures = []
     for row in dataset.rows:
         photo = _photo(dataset, row, row.id, short_side)
-        pictures.append(ClassPicture(photo.image, row.texts[0], _token(dataset, row.id, names), photo.masks[row.id]))
+        pictures.append(
+            ClassPicture(
+                photo.image, row.texts[0], _token(dataset.where(dataset.first), row.id, names), photo.masks[row.id]
+            )
+        )
     return pictures
 
 
@@ -266,11 +283,11 @@ def _photo(dataset: Dataset, row: Row, name: str, short_side: int) -> Photo:
         raise StudioError(f"{dataset.where(row.line)}: {error}") from error
 
 
-def _token(dataset: Dataset, id: str, names: Mapping[str, str] | None) -> str:
+def _token(where: str, id: str, names: Mapping[str, str] | None) -> str:
     try:
         return check_token(f"<{(names or {}).get(id, id)}>")
     except StudioError as error:
-        raise StudioError(f"{dataset.where(dataset.first)}: {error}") from error
+        raise StudioError(f"{where}: {error}") from error
 
 
 def png(picture: NDArray[Any]) -> bytes:

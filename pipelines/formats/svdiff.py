@@ -18,6 +18,7 @@ from pipelines.captions import caption, class_prompt
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
 from pipelines.files import printable, save_tensors
+from pipelines.formats.several import subjects_note, subjects_noted
 
 method = "svdiff"
 title = "SVDiff spectral shifts"
@@ -69,14 +70,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, trained: Trained) -> list[Path]:
-    """The published files in the folder `path`, with metadata that says where they come from."""
-    written = []
+    """The published files in the folder `path`, with metadata that says where they come from.
+
+    StudioError when one is there already.
+    """
+    written: list[Path] = []
+    path.mkdir(parents=True, exist_ok=True)
     for prefix, file, wrapper in _PARTS:
         shifts = {
             wrapper + key.removeprefix(prefix): values.float()
             for key, values in trained.tensors.items()
             if key.startswith(prefix)
         }
+        if shifts and (path / file).exists():
+            raise StudioError(f"{path / file} is already there. Choose another folder.")
         if shifts:
             save_tensors(path / file, shifts, _metadata(trained))
             written.append(path / file)
@@ -160,7 +167,7 @@ def _metadata(trained: Trained) -> dict[str, str]:
         known["instance_prompt"] = caption(None, concept.subjects[:1]).replace(subject.token, named)
         known["class_prompt"] = class_prompt(subject)
     known |= {key: params[key] for key in ("steps", "lr", "lr_1d") if key in params}
-    return {key: str(value) for key, value in known.items()}
+    return {key: str(value) for key, value in known.items()} | subjects_note(concept)
 
 
 def _described(notes: dict[str, str]) -> dict[str, Any]:
@@ -170,4 +177,4 @@ def _described(notes: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {key: notes[key] for key in ("name", "noun") if notes.get(key)}
     if notes.get("base_fingerprint"):
         found["base"] = {"id": notes.get("base_model", ""), "fingerprint": notes["base_fingerprint"]}
-    return found
+    return found | subjects_noted(notes)
