@@ -63,7 +63,7 @@ def choose(kind: str, wish: Wish) -> tuple[torch.device, torch.dtype]:
 
     bf16 needs no loss scaling when training; the Toybox is small enough for fp32 everywhere.
     """
-    device = torch.device(wish.device or _accelerator())
+    device = torch.device(wish.device or accelerator())
     if wish.dtype is not None:
         return device, wish.dtype
     if kind == "toybox" or device.type == "cpu" or (device.type == "mps" and kind != "sdxl"):
@@ -73,7 +73,8 @@ def choose(kind: str, wish: Wish) -> tuple[torch.device, torch.dtype]:
     return device, torch.float16
 
 
-def _accelerator() -> str:
+def accelerator() -> str:
+    """The best device there is: "cuda", "mps" or "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -58,10 +58,10 @@ class Wish:
             raise StudioError("Two masks would have one name. Give each noun its own --name.")
 
     def files(self) -> list[str]:
-        """The name of each noun's files; "" for an only noun, whose mask needs none."""
+        """The name of each noun's files; "" for an only noun, or none, whose mask needs no name."""
         if self.names:
             return list(self.names)
-        return [""] if len(self.nouns) == 1 else ["-".join(noun.split()) for noun in self.nouns]
+        return [""] if len(self.nouns) < 2 else ["-".join(noun.split()) for noun in self.nouns]
 
     def params(self, kind: str) -> MaskParams:
         """The settings for a base of that kind."""
@@ -71,8 +71,8 @@ class Wish:
 
 def noun_masks(model: Model, wish: Wish) -> Iterator[Event]:
     """Write every noun's mask for every photo; ends with Finished({"written", "kept", "missing"}), file names each."""
-    photos = yield from _photos(model, wish)
-    report = _Report()
+    photos = yield from read_photos(wish, model.native_size)
+    report = Report()
     for number, photo in enumerate(photos, start=1):
         found = {}
         for event in refined_masks(model, [photo], wish.nouns, wish.params(model.kind), cache=wish.cache):
@@ -83,9 +83,9 @@ def noun_masks(model: Model, wish: Wish) -> Iterator[Event]:
         for name, mask in zip(wish.files(), found.values(), strict=True):
             if mask.binary().any():
                 size = (photo.size[1], photo.size[0])
-                yield from _write(wish, photo, name, mask.picture(size, soft=wish.soft), report)
+                yield from write_mask(wish, photo, name, mask.picture(size, soft=wish.soft), report)
             else:
-                report.missing.append(_file(photo, name))
+                report.missing.append(mask_file(photo, name))
         yield Progress(STAGE, number, len(photos))
     yield Finished(report.as_json())
 
@@ -94,47 +94,47 @@ def discovered_masks(model: Model, wish: Wish) -> Iterator[Event]:
     """Write a mask for everything that stands out in each photo, thing1 being the largest; ends as `noun_masks`."""
     from pipelines.attention.discover import discover
 
-    photos = yield from _photos(model, wish)
-    report = _Report()
+    photos = yield from read_photos(wish, model.native_size)
+    report = Report()
     for number, photo in enumerate(photos, start=1):
         things = discover(model, photo.image)
         if not things:
             yield Note(f"Nothing stands out in {photo.path.name}. Name what it shows with --noun, or paint a mask.")
-            report.missing.append(_file(photo, "thing1"))
+            report.missing.append(mask_file(photo, "thing1"))
         for count, thing in enumerate(things, start=1):
-            yield from _write(wish, photo, f"thing{count}", thing.picture((photo.size[1], photo.size[0])), report)
+            yield from write_mask(wish, photo, f"thing{count}", thing.picture((photo.size[1], photo.size[0])), report)
         yield Progress(STAGE, number, len(photos))
     yield Finished(report.as_json())
 
 
-class _Report:
-    """What became of each mask."""
+class Report:
+    """What became of each mask. `boxes`: where a detector saw the thing, by the mask's file, in the photo's pixels."""
 
     def __init__(self) -> None:
         self.written: list[str] = []
         self.kept: list[str] = []
         self.missing: list[str] = []
+        self.boxes: dict[str, list[int]] = {}
 
-    def as_json(self) -> dict[str, list[str]]:
-        return {"written": self.written, "kept": self.kept, "missing": self.missing}
+    def as_json(self) -> dict[str, Any]:
+        found = {"written": self.written, "kept": self.kept, "missing": self.missing}
+        return found | ({"boxes": self.boxes} if self.boxes else {})
 
 
-def _photos(model: Model, wish: Wish) -> Generator[Event, None, list[Photo]]:
-    """The photos, as large as the base looks at them; their masks are written at their own size."""
+def read_photos(wish: Wish, short_side: int) -> Generator[Event, None, list[Photo]]:
+    """The photos at the size they are looked at; their masks are written at their own size."""
     notes: list[str] = []
-    photos = load_photos(wish.folder, short_side=model.native_size, notes=notes)
+    photos = load_photos(wish.folder, short_side=short_side, notes=notes)
     yield from map(Note, notes)
     return photos
 
 
-def _write(wish: Wish, photo: Photo, name: str, mask: Mask, report: _Report) -> Iterator[Event]:
-    """One file, unless a person made the one that is there."""
-    folder = wish.out or wish.folder
-    path = folder / _file(photo, name)
-    if path.exists() and not wish.overwrite and not is_ours(path):
-        report.kept.append(path.name)
-        yield Note(f"{path.name} was made by a person and is kept. Use --overwrite to replace it.")
+def write_mask(wish: Wish, photo: Photo, name: str, mask: Mask, report: Report) -> Iterator[Event]:
+    """One file, unless a person made the one that is there. `mask`: (height, width) of the whole upright photo."""
+    if (yield from keeps(wish, photo, name, report)):
         return
+    folder = wish.out or wish.folder
+    path = folder / mask_file(photo, name)
     with spare_disk(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png(mask))
@@ -142,7 +142,18 @@ def _write(wish: Wish, photo: Photo, name: str, mask: Mask, report: _Report) -> 
     yield Snapshot("mask", path=str(path), info={"photo": photo.path.name, "name": name})
 
 
-def _file(photo: Photo, name: str) -> str:
+def keeps(wish: Wish, photo: Photo, name: str, report: Report) -> Generator[Event, None, bool]:
+    """Whether the mask that is there was made by a person and stays; it is then reported and told."""
+    path = (wish.out or wish.folder) / mask_file(photo, name)
+    if not path.exists() or wish.overwrite or is_ours(path):
+        return False
+    report.kept.append(path.name)
+    yield Note(f"{path.name} was made by a person and is kept. Use --overwrite to replace it.")
+    return True
+
+
+def mask_file(photo: Photo, name: str) -> str:
+    """What the mask of `name` beside a photo is called; "" is the only subject."""
     return f"{photo.path.stem}{MASK_MARK}{'-' if name else ''}{name}.png"
 
 

@@ -42,30 +42,42 @@ class Segmenter:
         self._size = (image.shape[0], image.shape[1])
         self._predictor.set_image(np.ascontiguousarray(image))
 
-    def click(self, points: Sequence[tuple[float, float]], inside: Sequence[bool] | None = None) -> Mask:
+    def click(
+        self,
+        points: Sequence[tuple[float, float]],
+        inside: Sequence[bool] | None = None,
+        box: Sequence[float] | None = None,
+    ) -> Mask:
         """The mask of what is at `points` (x, y in pixels), (height, width) uint8, 255 = it.
 
-        `inside` says of each point whether it is on it or not (default: all are). The best of the three alternatives
-        where a single click leaves open what is meant. StudioError when there is nothing, or a point is outside.
+        `inside` says of each point whether it is on it or not (default: all are); `box` is drawn around it as well. The
+        best of the three alternatives where a single click leaves open what is meant. StudioError when there is
+        nothing, or a point is outside.
         """
         labels = [True] * len(points) if inside is None else list(inside)
-        if len(labels) != len(points) or not any(labels):
+        if len(labels) != len(points) or not (any(labels) or box is not None):
             raise StudioError("Click at least once on what you want to mark.")
         for x, y in points:
             self._inside(x, y)
-        return self._found(np.array(points, np.float32), np.array(labels, np.int64), None)
+        around = None if box is None else self._around(box)
+        if not points:
+            return self._found(None, None, around)
+        return self._found(np.array(points, np.float32), np.array(labels, np.int64), around)
 
     def box(self, box: Sequence[float]) -> Mask:
         """The mask of what is in a box x0, y0, x1, y1 in pixels, (height, width) uint8, 255 = it.
 
         StudioError for a box without area or outside the picture.
         """
+        return self._found(None, None, self._around(box))
+
+    def _around(self, box: Sequence[float]) -> NDArray[np.float32]:
         x0, y0, x1, y1 = (float(value) for value in box)
         self._inside(x0, y0)
         self._inside(x1, y1)
         if x1 - x0 < 1 or y1 - y0 < 1:
             raise StudioError("The box has no area. Draw it around the thing you want to mark.")
-        return self._found(None, None, np.array([x0, y0, x1, y1], np.float32))
+        return np.array([x0, y0, x1, y1], np.float32)
 
     def _inside(self, x: float, y: float) -> None:
         height, width = self._size
@@ -75,7 +87,7 @@ class Segmenter:
             raise StudioError(f"({x:g}, {y:g}) is outside the picture of {width} x {height} pixels. Mark inside it.")
 
     def _found(self, points: Any, labels: Any, box: Any) -> Mask:
-        several = points is not None and len(points) == 1
+        several = points is not None and len(points) == 1 and box is None
         masks, quality, _ = self._predictor.predict(points, labels, box, multimask_output=several)
         mask: NDArray[np.bool_] = masks[int(quality.argmax())]
         if not mask.any():

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import StudioError
 from pipelines.evaluate.encoders import loaded
+from pipelines.evaluate.sights import Box, Sight, apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pipelines.events import Picture
     from pipelines.toybox.judge import Judge
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 View = tuple["Picture", Box | None]  # a picture, and the part of it that is meant; None = as a photo of its subject
 Features = NDArray[np.float32]
 
@@ -51,6 +51,10 @@ class Detector(Protocol):
     name: str
 
     def find(self, picture: Picture, queries: Sequence[str]) -> list[Box]: ...
+
+    def spot(self, picture: Picture, queries: Sequence[str]) -> list[Sight]:
+        """Each thing once, by the query that fits it best, the surest first; what fits none is left out."""
+        ...
 
 
 class Embedder(Protocol):
@@ -88,6 +92,18 @@ class ToyboxEyes:
 
     def find(self, picture: Picture, queries: Sequence[str]) -> list[Box]:
         return [_floats(toy.box) for toy in self._look(picture)]
+
+    def spot(self, picture: Picture, queries: Sequence[str]) -> list[Sight]:
+        """A toy answers to the query that names its category; among several, to the one that says more of it."""
+        found = []
+        for toy in self._look(picture):
+            known = {toy.category, toy.colors[0], toy.pattern}
+            said = [set(query.casefold().split()) for query in queries]
+            fits = [len(words & known) if toy.category in words else 0 for words in said]
+            if max(fits, default=0):
+                score = float(toy.score) * toy.scores.get("category", 1.0)
+                found.append(Sight(_floats(toy.box), score, fits.index(max(fits))))
+        return apart(found)
 
     def embed(self, views: Sequence[View]) -> Features:
         """A view without a box is a photo of its best toy; one without any toy is like nothing (zeros)."""
@@ -129,6 +145,12 @@ class Owl:
         self.name = self.where
 
     def find(self, picture: Picture, queries: Sequence[str]) -> list[Box]:
+        return [sight.box for sight in self._all(picture, queries)]
+
+    def spot(self, picture: Picture, queries: Sequence[str]) -> list[Sight]:
+        return apart(self._all(picture, queries))
+
+    def _all(self, picture: Picture, queries: Sequence[str]) -> list[Sight]:
         """Boxes clipped to the picture. The processor pads it to a square, and scales its boxes by that side."""
         import torch
 
@@ -140,8 +162,12 @@ class Owl:
         (found,) = processor.post_process_grounded_object_detection(
             seen, threshold=self.threshold, target_sizes=[(height, width)]
         )
-        clipped = [(max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)) for x0, y0, x1, y1 in _rows(found)]
-        return [box for box in clipped if box[2] - box[0] >= 1 and box[3] - box[1] >= 1]
+        rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+        clipped = [
+            Sight((max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)), score, query)
+            for (x0, y0, x1, y1), score, query in rows
+        ]
+        return [one for one in clipped if one.box[2] - one.box[0] >= 1 and one.box[3] - one.box[1] >= 1]
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
@@ -228,6 +254,11 @@ def eyes(detector: str = "toybox", embedder: str = "", *, threshold: float = 0.4
     return Pair(Owl(detector, threshold, device), seer)
 
 
+def detector(where: str = "toybox", *, threshold: float = 0.2, device: str = "cpu") -> Detector:
+    """What finds things, by name: "toybox", or an OWLv2 model by Hub id or folder."""
+    return ToyboxEyes() if where == "toybox" else Owl(where, threshold, device)
+
+
 def squared(picture: Picture, box: Box | None) -> Picture:
     """A box of a picture in the middle of a white square; the whole picture as it is where there is no box."""
     if box is None:
@@ -245,10 +276,6 @@ def squared(picture: Picture, box: Box | None) -> Picture:
 def _floats(box: Sequence[float]) -> Box:
     left, top, right, bottom = (float(value) for value in box)
     return left, top, right, bottom
-
-
-def _rows(found: dict[str, Any]) -> list[Box]:
-    return [_floats(box) for box in found["boxes"].tolist()]
 
 
 def _model(kind: Any, where: str, device: str) -> Any:
