@@ -2,4 +2,18 @@
 
 from __future__ import annotations
 
-NAMES = ("train", "generate", "evaluate", "masks", "prior", "list", "library", "presets", "base", "bench", "toybox")
+NAMES = (
+    "train",
+    "generate",
+    "evaluate",
+    "claims",
+    "masks",
+    "prior",
+    "guidance",
+    "list",
+    "library",
+    "presets",
+    "base",
+    "bench",
+    "toybox",
+)

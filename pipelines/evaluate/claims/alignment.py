@@ -1,0 +1,118 @@
+"""System 3: AttnDreamBooth (arXiv 2406.04632) learns a subject and still does what the rest of the prompt says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.evaluate.claim import FIRST, Arm, Check, Outcome, Settings
+from pipelines.evaluate.paired import Values
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.lab import Lab, Lesson
+    from pipelines.toybox.judge import Verdict
+
+name, order = "alignment", 5
+title = "Text-aligned identity"
+paper = "https://arxiv.org/abs/2406.04632"
+about = (
+    "Five photos of a toy on one background, learned by AttnDreamBooth, textual inversion and low-rank DreamBooth with "
+    "the same number of steps and photos a step. Prompts ask for other backgrounds, for a second toy, and for a second "
+    "toy of a named colour; identity is the likeness of the best toy of its kind to the photos."
+)
+seeds = range(FIRST, FIRST + 12)
+shown = ("likeness", "own subject", "alignment", "background", "second toy", "its colour")
+STEPS = 300
+# the three stages of AttnDreamBooth share the steps as in its release (60 : 100 : 500, with more for the first two)
+STAGES = {"embedding_steps": 60, "attention_steps": 100, "steps": STEPS - 160}
+arms = (
+    Arm("AttnDreamBooth", tuple(STAGES | {"lr": lr} for lr in (1e-4, 2e-4, 5e-4))),
+    Arm("textual inversion", tuple({"steps": STEPS, "lr": lr} for lr in (5e-3, 1e-2, 2e-2))),
+    Arm("DreamBooth", tuple({"steps": STEPS, "lr": lr} for lr in (5e-4, 1e-3, 2e-3))),
+)
+METHODS = {"AttnDreamBooth": "attndreambooth", "textual inversion": "textual_inversion", "DreamBooth": "dreambooth"}
+# each baseline is weak on one: an embedding alone on identity, trained weights on the rest of the prompt
+checks = (
+    Check("likeness", "AttnDreamBooth", "textual inversion"),
+    Check("alignment", "AttnDreamBooth", "DreamBooth"),
+    Check("likeness", "AttnDreamBooth", "DreamBooth", decides=False),
+    Check("alignment", "AttnDreamBooth", "textual inversion", decides=False),
+)
+BATCH = 8
+
+
+def merit(values: Values) -> float:
+    """Both, alike."""
+    return values["likeness"] + values["alignment"]
+
+
+def lesson(arm: Arm, seed: int, settings: Settings) -> Lesson:
+    """The photos and how they are learned."""
+    from pipelines.evaluate import lab as labs
+    from pipelines.evaluate.claims.leakage import places
+    from pipelines.toybox.photos import Shoot
+
+    wanted = dict(settings) | {"batch_size": BATCH}
+    return labs.Lesson(METHODS[arm.name], (Shoot((seed,), 5, places(seed)[0]),), labs.settings(wanted))
+
+
+def prompts(seed: int) -> list[tuple[str, str, str, str]]:
+    """(prompt, background, second kind, its colour), "" where nothing is asked; {} is the subject."""
+    from pipelines.evaluate.claims.leakage import places
+    from pipelines.toybox.scenes import stream, subject
+    from pipelines.toybox.words import BACKGROUNDS, CATEGORIES, COLORS
+
+    draw, others = stream("photo", seed, 3_000_029), places(seed)[1:]
+    kinds = [str(kind) for kind in draw.permutation([kind for kind in CATEGORIES if kind != subject(seed).category])]
+    colors = [str(color) for color in draw.permutation(list(COLORS))]
+    named = [(f"a photo of a {{}} {BACKGROUNDS[place]}", place, "", "") for place in others[:3]]
+    beside = [(f"a photo of a {{}} and a {kind}", "", kind, "") for kind in kinds[:2]]
+    coloured = [
+        (f"a photo of a {{}} and a {color} {kind} {BACKGROUNDS[place]}", place, kind, color)
+        for color, kind, place in zip(colors, kinds[2:5], others[3:6], strict=False)
+    ]
+    return named + beside + coloured
+
+
+def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
+    """All prompts."""
+    from pipelines.evaluate.lab import share, sight, strip
+    from pipelines.request import Request
+    from pipelines.toybox.scenes import subject
+
+    trained = lab.learned(lesson(arm, seed, settings))
+    count, known, kind = lab.few(3), lab.known(seed), subject(seed).category
+    like, own, pictures = [], [], []
+    hits: dict[str, list[bool]] = {"background": [], "second toy": [], "its colour": []}
+    for text, place, second, color in prompts(seed):
+        painted = lab.paint(Request(text.replace("{}", "<a>"), seeds=tuple(range(count))), [trained])
+        pictures.append(painted[0])
+        for seen in sight(painted):
+            likest = _likest(seen, known, kind)
+            like.append(likest[0])
+            own.append(likest[1])
+            if place:
+                hits["background"].append(seen.background == place)
+            if second:
+                found = [toy for toy in seen.toys if toy.category == second]
+                hits["second toy"].append(bool(found))
+                if color:
+                    hits["its colour"].append(any(toy.colors[0] == color for toy in found))
+    shares = {key: share(values) for key, values in hits.items()}
+    values = {
+        "likeness": float(np.mean(like)),
+        "own subject": share(own),
+        "alignment": float(np.mean([*shares.values()])),
+    }
+    return Outcome(values | shares, {"backgrounds, a second toy, its colour": strip(pictures, 8)})
+
+
+def _likest(seen: Verdict, known: object, kind: str) -> tuple[float, bool]:
+    """The best likeness of a toy of the subject's kind (of any, where there is none), and whether it is the own one."""
+    toys = [toy for toy in seen.toys if toy.category == kind] or list(seen.toys)
+    if not toys:
+        return -1.0, False
+    cosines = [np.asarray(known) @ toy.identity for toy in toys]
+    best = max(cosines, key=lambda row: float(row[0]))
+    return float(best[0]), int(best.argmax()) == 0

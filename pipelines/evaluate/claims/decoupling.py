@@ -1,0 +1,126 @@
+"""System 4: MuDI (arXiv 2404.04243). Seg-Mix keeps subjects of one kind apart, and start noise gives each its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.evaluate.claim import FIRST, Arm, Check, Outcome, Settings
+from pipelines.evaluate.paired import Values
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.detect_compare import References
+    from pipelines.evaluate.lab import Lab, Lesson
+    from pipelines.request import Request
+    from pipelines.start_noise import Start
+
+name, order = "decoupling", 6
+title = "Identities decoupled"
+paper = "https://arxiv.org/abs/2404.04243"
+about = (
+    "Two, three or four toys of the same kind, five photos of each, learned together as one low-rank change: with "
+    "Seg-Mix, with Cut-Mix, and plainly (joint DreamBooth), same steps. All are asked for in one prompt. "
+    "Detect-and-Compare says whether each is there once and most like itself; a wrong number of toys counts as failed."
+)
+seeds = range(FIRST, FIRST + 15)  # two, three and four subjects in turn
+quick = 1
+shown = ("success", "success, 2", "success, 3", "success, 4", "score", "right number")
+RATES: tuple[Settings, ...] = tuple({"lr": lr} for lr in (5e-4, 1e-3, 2e-3))
+MIXES = {"Seg-Mix": "segmix", "Cut-Mix": "cutmix", "joint": "none"}
+arms = (
+    *(Arm(mix, RATES) for mix in MIXES),
+    Arm("Seg-Mix with start noise", like="Seg-Mix"),
+    Arm("joint with start noise", like="joint"),
+)
+checks = (
+    Check("success", "Seg-Mix", "joint"),
+    Check("success", "Seg-Mix", "Cut-Mix"),
+    Check("success", "Seg-Mix with start noise", "Seg-Mix"),
+    Check("score", "Seg-Mix", "joint", decides=False),
+    Check("success", "Seg-Mix with start noise", "joint with start noise", decides=False),
+)
+PLACES = ("", " on the grass", " at night", " on a table")
+NEGATIVE = "sticker, collage"
+GAMMA = {2: 2.0, 3: 2.0, 4: 3.0}
+
+
+def merit(values: Values) -> float:
+    """Each once and itself; a wrong number of toys scores nothing."""
+    return values["success"] + values["score"]
+
+
+def group(seed: int) -> tuple[list[int], str]:
+    """The subjects and their kind."""
+    from pipelines.toybox.words import CATEGORIES
+
+    count = 2 + seed % 3
+    return [600_000 + 10 * seed + i for i in range(count)], CATEGORIES[seed % len(CATEGORIES)]
+
+
+def lesson(arm: Arm, seed: int, settings: Settings) -> Lesson:
+    """A folder of photos with true masks for each subject, the same for every arm."""
+    from pipelines.evaluate import lab as labs
+    from pipelines.toybox.photos import Shoot
+
+    subjects, kind = group(seed)
+    shoots = tuple(Shoot((one,), 5, category=kind) for one in subjects)
+    wanted = dict(settings) | {"mix": MIXES[arm.name.removesuffix(" with start noise")], "masked_loss": False}
+    return labs.Lesson("segmix", shoots, labs.settings(wanted), "true")
+
+
+def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
+    """Pictures of all together, on several backgrounds."""
+    from pipelines.evaluate.detect_compare import detect_and_compare
+    from pipelines.evaluate.eyes import ToyboxEyes
+    from pipelines.evaluate.lab import strip
+    from pipelines.request import Request
+
+    subjects, _ = group(seed)
+    trained = lab.learned(lesson(arm, seed, settings))
+    words = " and ".join(f"a <{'abcd'[i]}>" for i in range(len(subjects)))
+    eyes, known, painted = ToyboxEyes(), references(seed), []
+    for place in PLACES:
+        request = Request(f"a photo of {words}{place}", NEGATIVE, seeds=tuple(range(lab.few(4))))
+        start = start_of(lab, arm, seed, request) if arm.name.endswith("start noise") else None
+        painted += lab.paint(request, [trained], start)
+    results = [detect_and_compare(eyes, picture, known) for picture in painted]
+    success = float(np.mean([one.each_its_own for one in results]))
+    values = {
+        "success": success,
+        f"success, {len(subjects)}": success,
+        "score": float(np.mean([one.score for one in results])),
+        "right number": float(np.mean([one.counted for one in results])),
+    }
+    return Outcome(values, {f"{len(subjects)} together": strip(painted[:: lab.few(4)] + painted[1 :: lab.few(4)], 8)})
+
+
+def references(seed: int) -> References:
+    """What each subject looks like in its photos."""
+    from pipelines.evaluate.detect_compare import references as look
+    from pipelines.evaluate.eyes import ToyboxEyes
+    from pipelines.toybox.photos import Shoot, shoot
+
+    subjects, kind = group(seed)
+    photos = {
+        kind + " " * i: [one.image for one in shoot(Shoot((s,), 5, category=kind))] for i, s in enumerate(subjects)
+    }
+    return look(ToyboxEyes(), photos)
+
+
+def start_of(lab: Lab, arm: Arm, seed: int, request: Request) -> Start:
+    """The start noise: a random collage of the subjects' photos for each picture."""
+    from pipelines.collage import cut_out
+    from pipelines.start_noise import mean_shift, random_layout
+    from pipelines.toybox.photos import Shoot, shoot
+
+    subjects, kind = group(seed)
+    pieces = {
+        f"<{'abcd'[i]}>": [
+            cut_out(f"<{'abcd'[i]}>", one.image, one.masks[0].astype(np.uint8) * 255)
+            for one in shoot(Shoot((s,), 5, category=kind))
+        ]
+        for i, s in enumerate(subjects)
+    }
+    size = (lab.model.native_size, lab.model.native_size)
+    return mean_shift(lab.model, request, random_layout(pieces, size), GAMMA[len(subjects)])

@@ -1,0 +1,210 @@
+"""Measures claims: chooses each arm's settings on tuning seeds, runs the reporting seeds once, and compares in pairs.
+
+Everything that is done lies in the folder at once, so that a study may be stopped anywhere and goes on with the same
+command:
+
+concepts/                 what was learned, shared by all claims
+search/<claim>.json       the grid, every try and the choice
+cases/<claim>/            one record a seed and arm, with its pictures
+<claim>.json              the result
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.evaluate.claim import TUNING, Arm, Claim, Outcome, Settings, facts, get_claim
+from pipelines.evaluate.paired import mean_of, paired
+from pipelines.events import Event, Finished, Note, Progress
+from pipelines.files import write_json
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.lab import Lab
+
+SHIPPED = Path(__file__).parents[2] / "assets" / "evidence"
+CASES = "cases"
+QUICK_SEEDS = 1  # of a quick run, times what a claim says is quick for it
+
+
+@dataclass
+class Study:
+    """What to measure. `seeds` None = each claim's own; `minutes` 0 = until it is done."""
+
+    claims: Sequence[str]
+    seeds: range | None = None
+    minutes: float = 45.0
+    began: float = field(default_factory=time.monotonic)
+    units: list[float] = field(default_factory=list)  # seconds of those done in this part
+
+    @property
+    def over(self) -> bool:
+        """Whether this part's time is up."""
+        return self.minutes > 0 and time.monotonic() - self.began > 60 * self.minutes
+
+
+class PartOver(Exception):
+    """This part's time is up; what is done is kept."""
+
+
+def study(lab: Lab, wish: Study) -> Iterator[Event]:
+    """Measure; ends with Finished({"finished", "claims": {name: result}}). StudioError for unknown claims."""
+    results: dict[str, Any] = {}
+    chosen = [get_claim(name) for name in wish.claims]
+    try:
+        for claim in chosen:
+            results[claim.name] = yield from measured(lab, wish, claim)
+    except PartOver:
+        yield Note("This part's time is up. Run the same command again to go on.")
+    yield Finished({"finished": len(results) == len(chosen), "quick": lab.quick, "claims": results})
+
+
+def measured(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict[str, Any]]:
+    """One claim's result, also written as <claim>.json."""
+    search = yield from searched(lab, wish, claim)
+    seeds = _seeds(lab, wish, claim)
+    found: dict[str, list[Outcome]] = {arm.name: [] for arm in claim.arms}
+    work = [(seed, arm) for seed in seeds for arm in claim.arms]
+    for done, (seed, arm) in enumerate(work, start=1):
+        yield from _lasting(wish, claim.name, done, len(work))
+        found[arm.name].append(_case(lab, claim, arm, seed, search["chosen"][arm.like or arm.name]))
+    result = _result(lab, claim, seeds, search, found)
+    write_json(lab.folder / f"{claim.name}.json", result)
+    return result
+
+
+def searched(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict[str, Any]]:
+    """Every arm's settings: kept, shipped, or chosen now on tuning seeds, the same number of tries for each arm."""
+    grid = {arm.name: [dict(one) for one in arm.grid] for arm in claim.arms if not arm.like}
+    for folder in (lab.folder, SHIPPED):
+        kept = _read(folder / "search" / f"{claim.name}.json")
+        if kept and kept["grid"] == json.loads(json.dumps(grid)) and kept["base"] == lab.model.fingerprint:
+            return kept
+    if lab.quick:  # no time to search: the middle of each grid
+        return {"grid": grid, "tries": [], "chosen": {name: _middle(tries) for name, tries in grid.items()}}
+    tries = []
+    work = [(arm, one) for arm in claim.arms if not arm.like for one in grid[arm.name] if len(grid[arm.name]) > 1]
+    for done, (arm, one) in enumerate(work, start=1):
+        yield from _lasting(wish, f"{claim.name}: search", done, len(work))
+        outcomes = [_case(lab, claim, arm, seed, one, "search") for seed in _tuning(claim)]
+        merit = float(np.mean([claim.merit(outcome.values) for outcome in outcomes]))
+        tries.append({"arm": arm.name, "settings": one, "merit": round(merit, 4)})
+    chosen = {name: _best(tries, name, options) for name, options in grid.items()}
+    about = {"base": lab.model.fingerprint, "seeds": list(_tuning(claim)), "grid": grid, "tries": tries}
+    write_json(lab.folder / "search" / f"{claim.name}.json", about | {"chosen": chosen})
+    return about | {"chosen": chosen}
+
+
+def _tuning(claim: Claim) -> range:
+    return getattr(claim, "tuning", TUNING)
+
+
+def _best(tries: Sequence[dict[str, Any]], arm: str, options: Sequence[Settings]) -> dict[str, Any]:
+    own = [one for one in tries if one["arm"] == arm]
+    return dict(max(own, key=lambda one: one["merit"])["settings"]) if own else _middle(options)
+
+
+def _middle(options: Sequence[Settings]) -> dict[str, Any]:
+    return dict(options[len(options) // 2]) if options else {}
+
+
+def _seeds(lab: Lab, wish: Study, claim: Claim) -> range:
+    if wish.seeds is not None:
+        return wish.seeds
+    return claim.seeds[: QUICK_SEEDS * getattr(claim, "quick", 1)] if lab.quick else claim.seeds
+
+
+def _lasting(wish: Study, stage: str, step: int, total: int) -> Iterator[Progress]:
+    """Progress before each unit, with the time that the rest will take; raises when this part is over."""
+    if wish.over:
+        raise PartOver
+    now = time.monotonic() - wish.began
+    wish.units.append(now)
+    pace = now / (len(wish.units) - 1) if len(wish.units) > 1 else None
+    yield Progress(stage, step - 1, total, eta=None if pace is None else pace * (total - step + 1))
+
+
+def _case(lab: Lab, claim: Claim, arm: Arm, seed: int, settings: Settings, stage: str = CASES) -> Outcome:
+    """One arm in one case, from its record where it was run before with the same settings, base and pace."""
+    from PIL import Image
+
+    folder = lab.folder / stage / claim.name
+    tag = "" if stage == CASES else "-" + "-".join(str(value) for value in settings.values())
+    path = folder / f"{_stem(seed, arm.name)}{tag}.json"
+    same = {"settings": dict(settings), "base": lab.model.fingerprint, "quick": lab.quick}
+    kept = _read(path)
+    if kept and {key: kept[key] for key in same} == json.loads(json.dumps(same)):
+        values = {name: float("nan") if value is None else value for name, value in kept["values"].items()}
+        pictures = {name: np.asarray(Image.open(folder / file)) for name, file in kept["pictures"].items()}
+        return Outcome(values, pictures)
+    outcome = claim.run(lab, arm, seed, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: f"{path.stem}-{number}.png" for number, name in enumerate(outcome.pictures)}
+    for name, picture in outcome.pictures.items():
+        Image.fromarray(picture).save(folder / files[name])
+    values = {name: float(value) if np.isfinite(value) else None for name, value in outcome.values.items()}
+    write_json(path, same | {"values": values, "pictures": files})
+    return outcome
+
+
+def case_pictures(folder: Path, claim: str, seed: int, arm: str) -> Iterator[tuple[str, Path]]:
+    """(caption, file) of what one arm painted in one case."""
+    kept = _read(folder / CASES / claim / f"{_stem(seed, arm)}.json")
+    for caption, file in (kept or {}).get("pictures", {}).items():
+        yield caption, folder / CASES / claim / file
+
+
+def _stem(seed: int, arm: str) -> str:
+    return f"{seed}-{arm.replace(' ', '-')}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record of ours; None where there is none, or it was cut off."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _result(
+    lab: Lab, claim: Claim, seeds: range, search: dict[str, Any], found: dict[str, list[Outcome]]
+) -> dict[str, Any]:
+    values = {name: [outcome.values for outcome in outcomes] for name, outcomes in found.items()}
+    checks = []
+    for check in claim.checks:
+        compared = paired(values[check.arm], values[check.over], check.measure)
+        about = {"measure": check.measure, "arm": check.arm, "over": check.over, "decides": check.decides}
+        holds = None if lab.quick else compared.holds(check)
+        checks.append({"claim": check.words, **about, "result": compared.to_json(), "holds": holds})
+    deciding = [one["holds"] for one in checks if one["decides"]]
+    arms = {name: {key: _rounded(mean_of(rows, key)) for key in claim.shown} for name, rows in values.items()}
+    return {
+        "name": claim.name,
+        "title": claim.title,
+        "paper": claim.paper,
+        "about": claim.about,
+        "seeds": [seeds.start, seeds.stop - 1],
+        "n": len(seeds),
+        "base": lab.model.fingerprint,
+        "search": search,
+        "arms": arms,
+        "checks": checks,
+        "replicates": None if lab.quick else all(deciding),
+        "facts": facts(claim, lab),
+        "cases": [
+            {"seed": seed, "arm": name, **{key: _rounded(value) for key, value in rows[number].items()}}
+            for number, seed in enumerate(seeds)
+            for name, rows in values.items()
+        ],
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None
