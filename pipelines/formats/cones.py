@@ -69,16 +69,21 @@ def as_rows(rows: Tensor | dict[str, Tensor], what: str) -> Tensor:
 
 def write(path: Path, trained: Trained) -> list[Path]:
     """`residual.pt` in the folder `path`: detached, on the CPU, so that every reader of the originals takes it."""
-    import torch
-
     target = path / FILE
     if target.exists():
         raise StudioError(f"{target} is already there. Choose another folder.")
-    content = io.BytesIO()
-    torch.save(trained.tensors[KEY].detach().float().cpu().contiguous().clone(), content)
     path.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, content.getvalue())
+    write_rows(target, trained.tensors[KEY])
     return [target]
+
+
+def write_rows(file: Path, rows: Tensor) -> None:
+    """(n, width) as one bare tensor in `file`, whose folder is there."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save(rows.detach().float().cpu().contiguous().clone(), content)
+    write_atomic(file, content.getvalue())
 
 
 def _file(path: Path) -> Path:

@@ -81,7 +81,7 @@ class Config:
     def folder(self) -> str:
         """Where the original puts its pictures: "<names>/<prompt>", with the characters no file system minds."""
         names = "_".join(sorted(subject.name for subject in self.subjects))
-        return f"{_plain(names)}/{_plain('_'.join(self.prompt.split()))}"
+        return f"{plain_name(names)}/{plain_name('_'.join(self.prompt.split()))}"
 
     def wrong(self, field: str, problem: str) -> StudioError:
         """The one sentence about a field."""
@@ -198,7 +198,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 1e30
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A folder's name on every system: without what separates, hides or is reserved; never empty, never long."""
     kept = "".join(letter for letter in name if letter.isprintable() and letter not in '<>:"/\\|?*')
     kept = kept.encode()[:120].decode(errors="ignore").strip(". ")
