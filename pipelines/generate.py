@@ -36,8 +36,8 @@ def generate(
 ) -> Iterator[Event]:
     """Paint `request.prompt` once per seed, with concepts at their strengths and attention probes.
 
-    `start(noise, seeds)` may give other first latents than each seed's noise (n, c, h, w): of unit variance, before the
-    scheduler scales them, on the same device and of the same dtype.
+    `start(noise, seeds)` may give, instead of the request's own start noise, other first latents than each seed's noise
+    (n, c, h, w): of unit variance, before the scheduler scales them, on the same device and of the same dtype.
 
     Yields Note, Progress, Preview, a Snapshot("picture") with info {"seed", "index", "width", "height"} for each
     picture, and Finished with the list of those infos. Closing the generator stops within one step; the model is then

@@ -10,6 +10,7 @@ from pipelines.errors import StudioError
 from pipelines.schedulers import scheduler_title
 
 if TYPE_CHECKING:
+    from pipelines.cutouts import StartNoise
     from pipelines.layout import Layout
     from pipelines.placed import Placed
 
@@ -32,6 +33,7 @@ class Request:
     layout `apart` finds such regions by a short first pass, one for each concept. `placed` are states added at token
     positions. `recur`: how often a step is taken again with fresh noise, in the layout's guided steps (all, without a
     layout). `ramp` doubles the guidance at first and lets it fall; `trim` leaves out the padding of short prompts.
+    `start` makes pictures begin as a faint collage of the subjects (MuDI), from the seeds and what it holds alone.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class Request:
     recur: int = 0
     ramp: bool = False
     trim: bool = False
+    start: StartNoise | None = None
 
     def check(self) -> None:
         """StudioError for anything that no base could paint."""
@@ -69,6 +72,8 @@ class Request:
             raise StudioError(f"A step can't be taken again {self.recur} times. Choose 0 to {MOST_RECURRENCES}.")
         if self.layout is not None:
             self.layout.check()
+        if self.start is not None:
+            self.start.check(self.layout)
         for text in (self.prompt, self.negative or ""):
             if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
                 raise StudioError("The prompt has characters that are not Unicode text. Type it again.")
@@ -79,12 +84,17 @@ class Request:
         data |= {"seeds": list(self.seeds), "keep": list(self.keep)}
         if self.layout is not None:
             data["layout"] = self.layout.to_json()
+        if self.start is not None:
+            data["start"] = self.start.to_json()
         data["placed"] = [one.to_json() for one in self.placed]
         return {name: value for name, value in data.items() if value or name not in _NEWER}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Request:
-        """StudioError on anything else than what `to_json` made; the values are checked too."""
+        """StudioError on anything else than what `to_json` made; the values are checked too.
+
+        A start noise comes without its cut-outs' pixels, which `make_pictures` finds in the workspace.
+        """
         from pipelines.layout import Layout  # numpy, which the command line starts without
         from pipelines.placed import Placed
 
@@ -92,6 +102,10 @@ class Request:
             known = data | {"seeds": tuple(data["seeds"]), "keep": tuple(data.get("keep", ()))}
             if "layout" in data:
                 known["layout"] = Layout.from_json(data["layout"])
+            if "start" in data:
+                from pipelines.cutouts import StartNoise
+
+                known["start"] = StartNoise.from_json(data["start"])
             known["placed"] = tuple(Placed.from_json(one) for one in data.get("placed", ()))
             request = cls(**known)
             whole = (*request.seeds, *request.keep, request.steps, request.width, request.height, request.batch)
@@ -107,4 +121,4 @@ class Request:
         return request
 
 
-_NEWER = ("layout", "apart", "placed", "recur", "ramp", "trim")
+_NEWER = ("layout", "apart", "placed", "recur", "ramp", "trim", "start")

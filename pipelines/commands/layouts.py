@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from pipelines.errors import StudioError
 from pipelines.files import printable
 
 if TYPE_CHECKING:
-    from pipelines.layout import Area, Layout
+    from pipelines.layout import Area, Layout, Region
 
 CANVAS = (512, 512)  # what boxes are drawn on, stretched over the picture
 _NUMBER = r"\s*[0-9]*\.?[0-9]+\s*"
@@ -44,16 +45,23 @@ def add_layout(parser: Parser) -> None:
 def read_layout(options: argparse.Namespace) -> Layout | None:
     """The layout that the options describe; StudioError for what can't be meant."""
     if not options.region:
-        if options.layout is not None:
+        if options.layout is not None and not options.start_place:
             raise StudioError("--layout needs to know what its colours mean. Add --region WORD=COLOUR for each.")
         return None
-    from pipelines.layout import Layout, Region
+    from pipelines.layout import Layout
+
+    return Layout(read_regions(options.region, options.layout), **layout_settings(options))
+
+
+def read_regions(given: Sequence[str], drawing: Path | None) -> tuple[Region, ...]:
+    """Regions written as WORD=WHERE; StudioError for what can't be meant."""
+    from pipelines.layout import Region
 
     regions = []
-    for text in options.region:
+    for text in given:
         words, occurrence, where = _parted(text)
-        regions.append(Region(words, _area(where, options.layout, text), occurrence))
-    return Layout(tuple(regions), **layout_settings(options))
+        regions.append(Region(words, _area(where, drawing, text), occurrence))
+    return tuple(regions)
 
 
 def layout_settings(options: argparse.Namespace) -> dict[str, Any]:
