@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipelines.augment import Augment
 from pipelines.captions import class_prompt
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
@@ -73,6 +74,7 @@ class Data:
     share: Share = field(default_factory=Share)
     mixer: Mixer | None = None  # photo rows go through it
     class_mixer: Mixer | None = None  # class pictures through this one, whenever the photo of their number is mixed
+    augment: Augment = field(default_factory=Augment)
 
     def batches(self, stage: Stage, start: int = 0) -> Iterator[Batch]:
         """The batches of the steps after `start` up to stage.steps. The same ones whoever asks and however often.
@@ -119,7 +121,11 @@ class Data:
         """All draws are made in a fixed order, used or not, so that no setting shifts another's."""
         t, across, down, mirrored = torch.rand(4, generator=chance, dtype=torch.float64).tolist()
         source, key = self._mixed(source, name, mixing)
-        flip = self.params.flip and mirrored < 0.5 and key is not None  # a collage's caption may say who is left
+        own = key is not None  # a collage's caption may say who is left, so it is neither mirrored nor turned
+        flip = self.params.flip and mirrored < self.augment.flip_chance and own
+        if own and name[0] == "photo":
+            turned = self.augment.turned(source, generator("turn", chance.initial_seed()), self.resolution)
+            source, key = turned, key if turned is source else None  # nobody will see this angle again
         height, width = source.image.shape[:2]
         corner = self._corner(height, down), self._corner(width, across)
         picture = self._cut(source.image, corner, flip)
@@ -196,6 +202,7 @@ def prepare(
     prior: Sequence[ClassPicture | tuple[Picture, str]] = (),
     mixer: Mixer | None = None,
     class_mixer: Mixer | None = None,
+    augment: Augment | None = None,
 ) -> Data:
     """Photos (and class pictures with their prompts, see prior.py) ready to train on; mixers make collages of them.
 
@@ -213,5 +220,5 @@ def prepare(
     if mixer is not None:
         mixer.check(sources)
     pictures = [class_source(ClassPicture(*one), resolution) for one in (prior if params.prior_weight else ())]
-    latents, share = Latents(model), join()
-    return Data(model, params, tuple(subjects), seed, sources, pictures, latents, resolution, share, mixer, class_mixer)
+    whole = (model, params, tuple(subjects), seed, sources, pictures, Latents(model), resolution, join())
+    return Data(*whole, mixer, class_mixer, augment or Augment())

@@ -73,6 +73,7 @@ def gather(work: Work) -> Generator[Event, None, Data]:
         prior=pictures,
         mixer=mixer_of(work),
         class_mixer=class_mixer,
+        augment=augment(work.params) if (augment := getattr(get_method(work.recipe.method), "augment", None)) else None,
     )
 
 

@@ -12,10 +12,10 @@ arXiv:2406.05000. Three stages, each with an optimizer of its own, all on "a pho
 The text encoder never trains. The fast preset has a shorter third stage.
 
 Departures from the released code: R is normalised by the number of pictures (`map_reduction = "sum"` is the released
-sum) and the paper's pooled form can be chosen; photos are not rotated, and mirrored only where `flip` says so, with
-chance 1/2; the category's row is the mean of its tokens where it has several (released: the first); gradients are
-never clipped unless asked (released: by accident of its parameters); only the two tokens' columns of the attention are
-kept; a wrong checkpoint is an error rather than a silent start from the base.
+sum) and the paper's pooled form can be chosen; photos are turned and mirrored as there by the published presets alone
+(`pipelines.augment`); the category's row is the mean of its tokens where it has several (released: the first);
+gradients are never clipped unless asked (released: by accident of its parameters); only the two tokens' columns of the
+attention are kept; a wrong checkpoint is an error rather than a silent start from the base.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pipelines.params import BASIC, TrainParams
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pipelines.augment import Augment
     from pipelines.data import Batch
     from pipelines.fulltune import FullTune
     from pipelines.learned_tokens import LearnedTokens
@@ -86,6 +87,13 @@ class Params(TrainParams):
         description="What it reads, {} for the subject (empty = the photos' captions)",
     )
 
+    rotate: float = Field(0.0, ge=0, le=180, description="Turn photos by up to so many degrees at random (0 = off)")
+    rotate_chance: float = Field(0.75, ge=0, le=1, description="How often a photo is turned")
+    corners: Literal["mirror", "black"] = Field(
+        "mirror", description="What fills a turned photo's corners: the photo mirrored, or black (released code)"
+    )
+    flip_chance: float = Field(0.5, ge=0, le=1, description="How often a photo is mirrored, where flip is on")
+
     @field_validator("prompt")
     @classmethod
     def _has_a_place(cls, prompt: str) -> str:
@@ -107,6 +115,13 @@ def stages(params: Params) -> Sequence[Stage]:
     if not found:
         raise StudioError("All three stages have 0 steps. Give at least one of them some.")
     return found
+
+
+def augment(params: Params) -> Augment:
+    """How photos are turned and mirrored."""
+    from pipelines.augment import Augment
+
+    return Augment(params.rotate, params.rotate_chance, params.corners, params.flip_chance)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.augment import Augment
 from pipelines.concept import Subject
 from pipelines.data import prepare
 from pipelines.errors import StudioError
@@ -53,7 +54,10 @@ def output(model: Model, prompt: str) -> Tensor:
 
 def test_the_published_recipe_and_its_fast_form() -> None:
     default, fast = load_preset("attndreambooth", "default"), load_preset("attndreambooth", "fast")
-    assert isinstance(default, method.Params) and isinstance(fast, method.Params) and default == method.Params()
+    assert isinstance(default, method.Params) and isinstance(fast, method.Params)
+    released = {"flip": True, "flip_chance": 0.25, "rotate": 45.0, "corners": "black"}  # off where photos are few
+    assert default == method.Params(**released) and method.Params().rotate == 0 and not method.Params().flip
+    assert method.augment(default) == Augment(45.0, 0.75, "black", 0.25)
     rates = [(s.name, s.steps, s.batch_size, s.weight_decay, s.max_grad_norm) for s in method.stages(default)]
     assert rates == [("embedding", 60, 8, 1e-2, 0.0), ("attention", 100, 8, 1e-2, 0.0), ("identity", 500, 8, 1e-2, 0.0)]
     assert (default.embedding_lr, default.attention_lr, default.lr) == (1e-3, 2e-5, 2e-6)
