@@ -69,6 +69,18 @@ _WHERE = {
     "zip_results": "gallery",
     "check_id": "files",
     "prune": "joblog",
+    "Layout": "layout",
+    "Region": "layout",
+    "Area": "layout",
+    "Config": "formats.cones_config",
+    "read_config": "formats.cones_config",
+    "config_request": "configs",
+    "problems": "preset",
+    "Wish": "mask_files",
+    "noun_masks": "mask_files",
+    "discovered_masks": "mask_files",
+    "load_segmenter": "segmenter",
+    "EMBEDDED": "segmenter",
 }
 
 __all__ = sorted(_WHERE)

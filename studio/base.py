@@ -42,6 +42,13 @@ class Base:
         """Of the loaded base; "" before."""
         return "" if self.model is None else str(self.model.fingerprint)
 
+    @property
+    def native_size(self) -> int:
+        """Pixels of a side that the loaded base was made for; before one is loaded, a guess by its family."""
+        if self.model is not None:
+            return int(self.model.native_size)
+        return 64 if self.kind == "toybox" else 512
+
     def identity(self) -> dict[str, str]:
         """What a concept made for the loaded base carries. StudioError before one is loaded."""
         if self.model is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from studio.parts.pictures import data_uri
 
 TITLE = "title.txt"  # of the set, in a folder of its own so that it is no caption
 META = "about"
+SHOWS = "shows.json"
 MOST_PHOTOS = 200
 MOST_BYTES = 64_000_000  # one uploaded file
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".txt")
@@ -47,6 +49,11 @@ class Datasets:
         """Where a set's photos lie; StudioError when there is no such set."""
         found: Path = self.workspace.folder(self.workspace.datasets, dataset, "photo set")
         return found
+
+    def about(self, dataset: str) -> dict[str, str]:
+        """What a set says it shows: {"noun", "name", "rare"}; {} for most."""
+        path = self.folder(dataset) / META / SHOWS
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def photos(self, dataset: str) -> list[Photo]:
         """The photos as a page shows them, reduced; [] for an empty set."""

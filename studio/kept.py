@@ -82,7 +82,7 @@ def _key(event: Event, number: int) -> object:
     if isinstance(event, Preview):
         return event.index
     if isinstance(event, Heatmap):
-        return event.token
+        return event.token, event.step > 0  # a picture's attention (no step) doesn't replace the region found before it
     return number
 
 

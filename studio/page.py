@@ -14,6 +14,8 @@ from studio.parts.message import reported
 
 log = logging.getLogger(__name__)
 EVERY = 0.7  # seconds between two looks
+_KEEP = "(...values) => JSON.stringify(values)"  # as text: one list would be taken for a list of outputs
+_RECALL = "(kept, ...now) => { const then = JSON.parse(kept || '[]'); return then.length === now.length ? then : now; }"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class Watch:
     inputs: Sequence[gr.components.Component] = ()
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Components whose values the browser keeps under `key` whenever one of the events `changes` happens."""
+
+    key: str
+    components: Sequence[gr.components.Component]
+    changes: Sequence[Callable[..., Any]]
+
+
 @dataclass
 class Page:
     """Handed to every tab beside the Studio."""
@@ -38,10 +49,15 @@ class Page:
     watches: list[Watch] = field(default_factory=list)
 
     opened: list[Callable[[], None]] = field(default_factory=list)  # called when a page is opened or reloaded
+    memories: list[Memory] = field(default_factory=list)
 
     def watch(self, watch: Watch) -> None:
         """Keep its outputs up to date on every open page, from its first moment on."""
         self.watches.append(watch)
+
+    def remember(self, memory: Memory) -> None:
+        """Let a reload bring the components' values back."""
+        self.memories.append(memory)
 
 
 def keep_watching(blocks: gr.Blocks, page: Page) -> None:
@@ -62,7 +78,18 @@ def keep_watching(blocks: gr.Blocks, page: Page) -> None:
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     blocks.load(open_page, inputs, [seen, *outputs], **quiet)
+    for memory in page.memories:
+        _keep(blocks, memory)
     gr.Timer(EVERY).tick(look, [seen, *inputs], [seen, *outputs], trigger_mode="once", **quiet)
+
+
+def _keep(blocks: gr.Blocks, memory: Memory) -> None:
+    """Here and not in a tab: what lies in a tab that nobody opened yet is not there in the browser."""
+    kept = gr.BrowserState("", storage_key=f"attune-{memory.key}", secret="attune")  # known, so that a restart reads it
+    components = list(memory.components)
+    for change in memory.changes:  # events of our own widgets are no triggers for gr.on
+        change(None, components, kept, js=_KEEP, show_progress="hidden")
+    blocks.load(None, [kept, *components], components, js=_RECALL, show_progress="hidden")
 
 
 def _look(watches: Sequence[Watch], before: dict[int, Hashable], values: list[Any]) -> list[Any]:

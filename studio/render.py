@@ -11,6 +11,7 @@ from pipelines import Event, Finished, Heatmap, Note, Preview, Progress, Snapsho
 Curve = tuple[tuple[int, float], ...]  # (step over all stages, value), ascending
 MOST_POINTS = 600  # a curve is thinned to half of this when it grows past it; the plot is ~600 px wide
 MOST_NOTES = 50
+REGIONS = "regions"  # the stage in which a first pass finds where concepts will be
 INSIDE = "inside"  # the curve of the share of attention inside the mask, 0 to 1
 
 
@@ -29,6 +30,7 @@ class View:
     samples: tuple[Snapshot, ...] = ()  # the first (untrained) and the last ones
     saved_at: int | None = None  # step of the newest checkpoint
     heatmaps: dict[str, Heatmap] = field(default_factory=dict)  # newest, by token
+    regions: dict[str, Heatmap] = field(default_factory=dict)  # of the first pass that keeps concepts apart, by token
     notes: tuple[str, ...] = ()
     finished: bool = False
     result: Any = None
@@ -52,6 +54,8 @@ def _after(view: View, event: Event) -> View:
             return _progressed(view, event)
         case Preview():
             return replace(view, previews=view.previews | {event.index: event})
+        case Heatmap() if view.stage == REGIONS:
+            return replace(view, regions=view.regions | {event.token: event})
         case Heatmap():
             return replace(view, heatmaps=view.heatmaps | {event.token: event})
         case Snapshot(kind="picture"):

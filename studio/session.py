@@ -16,7 +16,14 @@ from studio.jobs import Job, JobRunner
 from studio.render import View, fold
 
 MOST_COPIES = 40
-PASSING = ("warm", "base", "generate")  # kinds of jobs whose record is of no use after a restart
+PASSING = (
+    "warm",
+    "base",
+    "generate",
+    "open",
+    "masks",
+    "outline",
+)  # kinds of jobs whose record is of no use after a restart
 EXAMPLE = Path(__file__).parent.parent / "assets" / "example"
 
 

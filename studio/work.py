@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines import Event, JobRecord, StudioError, discard, get_method, new_id
+from pipelines import Event, Finished, JobRecord, StudioError, Wish, discard, get_method, new_id
 from studio.jobs import Job
 from studio.session import Studio
 
@@ -25,6 +25,12 @@ class Training:
     params: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     base: str = "toybox"
+    more: Sequence[dict[str, str]] = ()  # further things: {"photos" ("" = the same), "noun", "name"}
+
+    def things(self) -> list[dict[str, str]]:
+        """All that is to be learned, each with its own photo set."""
+        first = {"photos": self.photos, "noun": self.noun, "name": self.name}
+        return [first, *(one | {"photos": one["photos"] or self.photos} for one in self.more)]
 
 
 def photo_folder(studio: Studio, photos: str) -> Path:
@@ -38,7 +44,13 @@ def photo_folder(studio: Studio, photos: str) -> Path:
 
 def start_training(studio: Studio, wish: Training, run: str = "", resume: bool = False) -> Job:
     """Queue a training run; `run` and `resume` take up an earlier one. StudioError if it can't start at all."""
-    photo_folder(studio, wish.photos)
+    things = wish.things()
+    sets = list(dict.fromkeys(one["photos"] for one in things))
+    if len(sets) > 1:
+        sets = [one["photos"] for one in things]
+    for photos in sets:
+        photo_folder(studio, photos)
+    title = " and ".join(one["name"] for one in things)
     params = get_method(wish.method).Params(**wish.params)
     run = run or new_id(wish.name)
 
@@ -52,9 +64,9 @@ def start_training(studio: Studio, wish: Training, run: str = "", resume: bool =
             studio.workspace,
             model,
             method=wish.method,
-            photos=photo_folder(studio, wish.photos),
-            noun=wish.noun,
-            name=wish.name,
+            photos=[photo_folder(studio, photos) for photos in sets],
+            noun=[one["noun"] for one in things],
+            name=[one["name"] for one in things],
             params=params,
             seed=wish.seed,
             masks=bool(params.masked_loss),
@@ -62,7 +74,7 @@ def start_training(studio: Studio, wish: Training, run: str = "", resume: bool =
             resume=resume,
         )
 
-    return studio.jobs.submit(f"Train {wish.name}", work, kind="train", meta=asdict(wish), job_id=run, record=False)
+    return studio.jobs.submit(f"Train {title}"[:80], work, kind="train", meta=asdict(wish), job_id=run, record=False)
 
 
 def resume_training(studio: Studio, run: str) -> Job:
@@ -123,3 +135,45 @@ def start_pictures(studio: Studio, request: Any, concepts: list[tuple[str, float
         yield from make_pictures(studio.workspace, model, request, trained, attention=words)
 
     return studio.jobs.submit(f"Paint “{request.prompt[:70]}”", work, kind="generate")
+
+
+def start_masks(studio: Studio, photos: str, nouns: Sequence[str], names: Sequence[str], overwrite: bool) -> Job:
+    """Queue the finding of masks by attention for a photo set; without nouns, of everything that stands out.
+
+    A mask that a person made is kept unless `overwrite`. StudioError for words that can't be looked for.
+    """
+    wish = Wish(
+        folder=studio.datasets.folder(photos),
+        nouns=tuple(nouns),
+        names=tuple(names) if len(nouns) > 1 else (),
+        overwrite=overwrite,
+        cache=studio.workspace.root / "masks",
+    )
+    wish.check()
+
+    def work() -> Iterator[Event]:
+        from pipelines import discovered_masks, noun_masks
+
+        model = yield from studio.base.ready()
+        yield from (noun_masks if wish.nouns else discovered_masks)(model, wish)
+
+    title = f"Find {' and '.join(nouns)} in the photos" if nouns else "Find things in the photos"
+    return studio.jobs.submit(title[:80], work, kind="masks", record=False)
+
+
+def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str) -> Job:
+    """Queue one question to the segmenter: what is at a point (x, y) or in a box of `image`. Ends with its mask."""
+    if studio.jobs.active():
+        raise StudioError(
+            "Something else is running, and a click would wait for it. Paint the mask, or try again later."
+        )
+
+    def work() -> Iterator[Event]:
+        from pipelines import load_segmenter
+
+        device = "cpu" if studio.base.model is None else str(studio.base.model.device)
+        segmenter = load_segmenter(where, device)
+        segmenter.look(image)
+        yield Finished(segmenter.click([(at[0], at[1])]) if len(at) == 2 else segmenter.box(at))
+
+    return studio.jobs.submit("Find an outline", work, kind="outline", record=False)

@@ -43,7 +43,18 @@ def generate_markup(job: Job, view: View) -> str:
     ]
     now = "" if job.over else f'<p class="now">{_now(job, view)}</p>'
     grid = f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
-    return f'<div class="live" data-state="{job.state}">{now}{grid}{_ending(job, view)}{_notes(view)}</div>'
+    body = f"{now}{_found(view)}{grid}{_ending(job, view)}{_notes(view)}"
+    return f'<div class="live" data-state="{job.state}">{body}</div>'
+
+
+def _found(view: View) -> str:
+    """Where each concept will act, over what the first pass shows."""
+    figures = [
+        f'<figure><img src="{data_uri(overlay(heat.values, heat.image), 256)}" alt="{escape(token, quote=True)}">'
+        f"<figcaption>{escape(token)} acts here</figcaption></figure>"
+        for token, heat in view.regions.items()
+    ]
+    return f'<div class="pictures found">{"".join(figures)}</div>' if figures else ""
 
 
 def ending(job: Job) -> str:

@@ -1,15 +1,13 @@
-"""Generate: a prompt with its words, concepts with strengths, and the pictures that come of it."""
+"""Generate: a prompt with its words, concepts with strengths, a layout, and the pictures that come of it."""
 
 from __future__ import annotations
 
-import re
-import secrets
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from pipelines import SCHEDULERS, Request, StudioError, read_picture
+from pipelines import SCHEDULERS, StudioError, read_picture
+from studio.asked import MOST_CONCEPTS, MOST_PICTURES, asked, filled
 from studio.page import Page, Watch
 from studio.parts.cards import picked
 from studio.parts.chips import chips, chips_markup, split
@@ -17,39 +15,13 @@ from studio.parts.live import generate_markup
 from studio.parts.message import answering, done
 from studio.session import Studio
 from studio.tabs import history
+from studio.tabs import layout as layouts
+from studio.tabs.layout import Controls, updates
 from studio.work import start_pictures, waiting
 
 TITLE = "Generate"
 ID = "generate"
-MOST_CONCEPTS = 6
-MOST_PICTURES = 16
 NO_PICTURE = '<p class="empty">Pictures form here while they are painted.</p>'
-_TOKEN = re.compile(r"<[^<>\s]+>")
-
-
-@dataclass(frozen=True)
-class Controls:
-    """Everything a picture is asked for with, in the order `values` of a recipe are shown."""
-
-    prompt: gr.Textbox
-    negative: gr.Textbox
-    concepts: gr.Dropdown
-    strengths: list[gr.Slider]
-    seed: gr.Textbox
-    count: gr.Slider
-    steps: gr.Slider
-    guidance: gr.Slider
-    scheduler: gr.Dropdown
-    width: gr.Number
-    height: gr.Number
-    words: gr.State  # those whose attention is kept
-
-    def all(self) -> list[Any]:
-        """As inputs or outputs of an event."""
-        return [
-            self.prompt, self.negative, self.concepts, self.seed, self.count, self.steps, self.guidance,
-            self.scheduler, self.width, self.height, self.words, *self.strengths,
-        ]  # fmt: skip
 
 
 def build(studio: Studio, page: Page) -> None:
@@ -62,12 +34,14 @@ def build(studio: Studio, page: Page) -> None:
             _drop(studio, controls)
         with gr.Column(scale=7, min_width=330):
             live = gr.HTML(NO_PICTURE, elem_id="generate-live", apply_default_css=False)
-            history.build(studio, page, controls.all(), lambda recipe: _filled(studio, recipe))
+            history.build(
+                studio, page, list(controls.values()), lambda recipe: updates(controls, filled(studio, recipe))
+            )
     page.watch(Watch([live], lambda: _live_sign(studio), lambda: [_live(studio)]))
 
     @answering(1)
     def generate(*given: Any) -> tuple[Any, str]:
-        request, concepts, words = _read(studio, given)
+        request, concepts, words = asked(studio, dict(zip(controls, given, strict=True)))
         ahead = len(studio.jobs.active())
         start_pictures(studio, request, concepts, words)
         seeds = (
@@ -77,26 +51,39 @@ def build(studio: Studio, page: Page) -> None:
         )
         return gr.skip(), done(f"{seeds}.{waiting(ahead)}")
 
-    button.click(generate, controls.all(), [button, message], api_visibility="private")
+    button.click(generate, list(controls.values()), [button, message], api_visibility="private")
 
 
 def _controls(studio: Studio, page: Page) -> Controls:
+    """Everything a picture is asked for with, by the names that `asked` knows."""
     prompt = gr.Textbox(
         label="Prompt", lines=3, placeholder="a photo of <my-cat> in the snow", elem_id="prompt", max_length=5000
     )
     shown = chips("prompt-chips")
-    words = gr.State([])
-    concepts = gr.Dropdown(
+    controls: Controls = {"prompt": prompt, "words": gr.State([])}
+    controls["concepts"] = gr.Dropdown(
         _concept_choices(studio), value=[], multiselect=True, max_choices=MOST_CONCEPTS, label="Concepts",
         info="Or simply write <name> in the prompt", elem_id="generate-concepts",
     )  # fmt: skip
-    strengths = [
-        gr.Slider(0, 1.5, value=1, step=0.05, label="Strength", visible=False, elem_id=f"strength-{number}")
-        for number in range(MOST_CONCEPTS)
-    ]
+    for number in range(MOST_CONCEPTS):
+        controls[f"strength-{number}"] = gr.Slider(
+            0, 1.5, value=1, step=0.05, label="Strength", visible=False, elem_id=f"strength-{number}"
+        )
     with gr.Row():
-        seed = gr.Textbox(label="Seed", placeholder="random", info="Empty: a new one each time", elem_id="seed")
-        count = gr.Slider(1, MOST_PICTURES, value=1, step=1, label="Pictures", elem_id="count")
+        controls["seed"] = gr.Textbox(
+            label="Seed", placeholder="random", info="Empty: a new one each time", elem_id="seed"
+        )
+        controls["count"] = gr.Slider(1, MOST_PICTURES, value=1, step=1, label="Pictures", elem_id="count")
+    layout = layouts.layout_controls()
+    controls |= {name: one for name, one in layout.items() if not name.startswith("_")}
+    controls |= _more() | layouts.advanced_controls()
+    _wire_chips(studio, page, controls, shown)
+    _wire_concepts(studio, page, controls)
+    layouts.wire(studio, page, controls, layout)
+    return controls
+
+
+def _more() -> Controls:
     with gr.Accordion("More settings", open=False, elem_id="generate-more"):
         negative = gr.Textbox(label="Negative prompt", placeholder="what to keep out", lines=1, elem_id="negative")
         with gr.Row():
@@ -113,12 +100,10 @@ def _controls(studio: Studio, page: Page) -> Controls:
             )
             width = gr.Number(0, precision=0, label="Width", info="0: the base's own", elem_id="width", min_width=90)
             height = gr.Number(0, precision=0, label="Height", info="0: the base's own", elem_id="height", min_width=90)
-    controls = Controls(
-        prompt, negative, concepts, strengths, seed, count, steps, guidance, scheduler, width, height, words
-    )
-    _wire_chips(studio, page, controls, shown)
-    _wire_concepts(studio, page, controls)
-    return controls
+    return {
+        "negative": negative, "steps": steps, "guidance": guidance, "scheduler": scheduler, "width": width,
+        "height": height,
+    }  # fmt: skip
 
 
 def _drop(studio: Studio, controls: Controls) -> None:
@@ -127,37 +112,19 @@ def _drop(studio: Studio, controls: Controls) -> None:
         file = gr.File(file_types=[".png"], label="Drop a PNG here", height=120, elem_id="drop-file")
         message = gr.HTML("", elem_id="drop-message")
 
-    @answering(len(controls.all()))
+    @answering(len(controls))
     def take(path: str | None) -> list[Any]:
         if path is None:
-            return [*(gr.skip() for _ in controls.all()), ""]
+            return [*updates(controls, {}), ""]
         found = read_picture(path)
         if not found["request"].get("prompt"):
             raise StudioError(
                 "This picture doesn't say how it was made. Choose a PNG straight from a painting program."
             )
         recipe = found["attune"] or {"request": found["request"]}
-        return [*_filled(studio, recipe), done("The settings of the picture are filled in.")]
+        return [*updates(controls, filled(studio, recipe)), done("The settings of the picture are filled in.")]
 
-    file.upload(take, file, [*controls.all(), message], api_visibility="private")
-
-
-def _filled(studio: Studio, recipe: dict[str, Any]) -> list[Any]:
-    """The controls' updates for a recipe; what it doesn't say stays as it is."""
-    request = recipe["request"]
-    seeds = [recipe["seed"]] if "seed" in recipe else list(request.get("seeds", ()))
-    known = {concept.name for concept in studio.library.concepts()}
-    concepts = [(each["name"], float(each["strength"])) for each in recipe.get("concepts", []) if each["name"] in known]
-    plain = {
-        "negative": request.get("negative") or "",
-        "seed": str(seeds[0]) if seeds else "",
-        "count": max(1, min(len(seeds), MOST_PICTURES)),
-    } | {key: request[key] for key in ("prompt", "steps", "guidance", "scheduler", "width", "height") if key in request}
-    names = ("prompt", "negative", "", "seed", "count", "steps", "guidance", "scheduler", "width", "height")
-    updates = [gr.update(value=plain[name]) if name in plain else gr.skip() for name in names]
-    updates[2] = gr.update(value=[name for name, _ in concepts[:MOST_CONCEPTS]])
-    strengths = [gr.update(value=concepts[at][1]) if at < len(concepts) else gr.skip() for at in range(MOST_CONCEPTS)]
-    return [*updates, list(recipe.get("attention", [])), *strengths]
+    file.upload(take, file, [*controls.values(), message], api_visibility="private")
 
 
 def _wire_chips(studio: Studio, page: Page, controls: Controls, shown: gr.HTML) -> None:
@@ -171,11 +138,11 @@ def _wire_chips(studio: Studio, page: Page, controls: Controls, shown: gr.HTML) 
         return watched, redraw(prompt, watched)
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    inputs = [controls.prompt, controls.words]
+    inputs = [controls["prompt"], controls["words"]]
     page.watch(Watch([shown], lambda *_: studio.base.fingerprint, lambda *given: [redraw(*given)], inputs))
-    controls.prompt.change(redraw, inputs, shown, trigger_mode="always_last", **quiet)
-    controls.words.change(redraw, inputs, shown, **quiet)
-    shown.pick(toggle, inputs, [controls.words, shown], **quiet)
+    controls["prompt"].change(redraw, inputs, shown, trigger_mode="always_last", **quiet)
+    controls["words"].change(redraw, inputs, shown, **quiet)
+    shown.pick(toggle, inputs, [controls["words"], shown], **quiet)
 
 
 def _wire_concepts(studio: Studio, page: Page, controls: Controls) -> None:
@@ -188,13 +155,14 @@ def _wire_concepts(studio: Studio, page: Page, controls: Controls) -> None:
         ]
         return [_with_tokens(studio, prompt or "", names), *sliders]
 
-    controls.concepts.change(
-        strengths_for, [controls.concepts, controls.prompt], [controls.prompt, *controls.strengths],
+    strengths = [controls[f"strength-{number}"] for number in range(MOST_CONCEPTS)]
+    controls["concepts"].change(
+        strengths_for, [controls["concepts"], controls["prompt"]], [controls["prompt"], *strengths],
         queue=False, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     page.watch(
         Watch(
-            [controls.concepts],
+            [controls["concepts"]],
             lambda: (studio.library_sign(), studio.base.fingerprint),
             lambda: [gr.update(choices=_concept_choices(studio))],
         )
@@ -219,55 +187,6 @@ def _with_tokens(studio: Studio, prompt: str, names: list[str]) -> str:
     if not missing:
         return prompt
     return f"a photo of {' and '.join(missing)}" if not prompt.strip() else f"{prompt.rstrip()} {' '.join(missing)}"
-
-
-def _read(studio: Studio, given: tuple[Any, ...]) -> tuple[Request, list[tuple[str, float]], tuple[str, ...]]:
-    """What the controls ask for; StudioError in words where it can't be."""
-    prompt, negative, names, seed, count, steps, guidance, scheduler, width, height, words, *strengths = given
-    prompt = (prompt or "").strip()  # an untouched field holds None
-    if not prompt:
-        raise StudioError("The prompt is empty. Write what the picture should show.")
-    request = Request(
-        prompt=prompt,
-        negative=(negative or "").strip() or None,
-        seeds=_seeds(seed, int(count)),
-        steps=int(steps),
-        guidance=float(guidance),
-        scheduler=scheduler,
-        width=int(width or 0),
-        height=int(height or 0),
-    )
-    request.check()
-    concepts = _concepts(studio, prompt, dict(zip(names or [], strengths, strict=False)))
-    present = {chip.word for chip in split(prompt, studio.base.tokenizer) if chip.kept}
-    chosen = [word for word in words or [] if word in present] or _TOKEN.findall(prompt)
-    return request, concepts, tuple(dict.fromkeys(chosen))
-
-
-def _concepts(studio: Studio, prompt: str, chosen: dict[str, float]) -> list[tuple[str, float]]:
-    """The chosen concepts, and those the prompt names without having been chosen, at full strength."""
-    known = studio.library.concepts()
-    by_token = {subject.token: concept.name for concept in known for subject in concept.subjects}
-    missing = [name for name in chosen if name not in {concept.name for concept in known}]
-    if missing:
-        raise StudioError(f"'{missing[0]}' is not in the library any more. Take it out of Concepts.")
-    mine = {subject.token for concept in known if concept.name in chosen for subject in concept.subjects}
-    for token in _TOKEN.findall(prompt):
-        if token in mine:
-            continue
-        if token not in by_token:
-            raise StudioError(f"There is no concept {token} in the library. Train it, or take it out of the prompt.")
-        chosen.setdefault(by_token[token], 1.0)
-    return [(name, float(strength)) for name, strength in chosen.items()]
-
-
-def _seeds(text: str, count: int) -> tuple[int, ...]:
-    """`count` seeds: consecutive from the given one, else random."""
-    text = str(text or "").strip()
-    if text and not text.isdecimal():
-        raise StudioError(f"The seed '{text[:40]}' is not a whole number. Leave it empty for a random one.")
-    first = int(text) if text else secrets.randbelow(2**32 - MOST_PICTURES)
-    return tuple(range(first, first + count))
 
 
 def _live_sign(studio: Studio) -> Any:

@@ -32,8 +32,8 @@ HOW = (
 )
 
 
-def build(studio: Studio, page: Page) -> gr.Dropdown:
-    """Gives the dropdown that says which photos to train on."""
+def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
+    """Gives the dropdown that says which photos to train on, and their gallery."""
     with gr.Column(elem_id="welcome", visible=_has_example(studio)) as welcome:
         gr.HTML(_welcome(studio), elem_id="welcome-text", apply_default_css=False)
         example = gr.Button("Train the example (about a minute)", variant="primary", elem_id="example-button")
@@ -77,7 +77,7 @@ def build(studio: Studio, page: Page) -> gr.Dropdown:
     _wire_example(studio, example, said)
     _wire_upload(studio, upload, chosen, message)
     _wire_edit(studio, chosen, shown, edit, photo, caption, save, remove, message)
-    return chosen
+    return chosen, shown
 
 
 def _wire_example(studio: Studio, button: gr.Button, said: gr.HTML) -> None:

@@ -16,6 +16,7 @@ from studio.parts.message import answering, done, problem
 from studio.session import Studio
 from studio.work import start_change_of_base, start_warming, waiting
 
+QUIET_KINDS = ("warm", "open", "outline")  # nobody needs to be told that these are over
 BRAND = "<h1><i></i>Attune</h1><p>Teach a base model your own things, and watch where it looks.</p>"
 ABOUT_BASES = (
     '<p class="hint">Toybox is built in: small, quick, and it knows only its own drawn world of toys. For photos '
@@ -105,7 +106,7 @@ def _toast(studio: Studio, seen: list[str]) -> list[Any]:
     over = [job for job in studio.jobs.jobs() if job.over]
     fresh = [job for job in over if job.id not in seen] if seen else []
     ids = [*(job.id for job in over), "opened"]
-    fresh = [job for job in fresh if job.kind != "warm"]
+    fresh = [job for job in fresh if job.kind not in QUIET_KINDS]
     if not fresh:
         return [gr.skip(), ids]
     job = fresh[-1]

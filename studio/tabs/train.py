@@ -16,8 +16,8 @@ from studio.parts.live import train_markup
 from studio.parts.message import answering, done
 from studio.parts.runs import runs, runs_markup, wants_discard
 from studio.session import Studio
-from studio.tabs import photos
-from studio.work import EXAMPLE, Training, discard_training, resume_training, start_training, waiting
+from studio.tabs import masks, photos, things
+from studio.work import Training, discard_training, resume_training, start_training, waiting
 
 TITLE = "Train"
 ID = "train"
@@ -29,8 +29,7 @@ class _Asked:
     """The components that say what to learn and how."""
 
     photos: gr.Dropdown
-    noun: gr.Textbox
-    name: gr.Textbox
+    things: things.Things
     method: gr.Radio
     preset: gr.Dropdown
 
@@ -38,8 +37,10 @@ class _Asked:
 def build(studio: Studio, page: Page) -> None:
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=6, min_width=330):
-            chosen = photos.build(studio, page)
-            asked = _what_and_how(studio, chosen)
+            chosen, gallery = photos.build(studio, page)
+            named = things.build(studio, page, chosen)
+            masks.build(studio, page, chosen, gallery, named)
+            asked = _how(studio, chosen, named)
             message = gr.HTML("", elem_id="train-message", render=False)
             kind = gr.State(studio.base.kind)
             _form(studio, asked, kind, message)
@@ -60,21 +61,7 @@ def build(studio: Studio, page: Page) -> None:
     unfinished.pick(take_up, None, [message], api_visibility="private")
 
 
-def _what_and_how(studio: Studio, chosen: gr.Dropdown) -> _Asked:
-    about = photos.example_about(studio) if chosen.value == EXAMPLE else {"noun": "", "name": ""}
-    with gr.Row():
-        noun = gr.Textbox(
-            about["noun"], label="What is it?", placeholder="cat", info="The ordinary word for it",
-            elem_id="train-noun", min_width=140,
-        )  # fmt: skip
-        name = gr.Textbox(
-            about["name"], label="Call it", placeholder="my-cat", info="You will write <my-cat>",
-            elem_id="train-name", min_width=140,
-        )  # fmt: skip
-    chosen.change(
-        lambda photos, noun, name: _cleared(about, photos, noun, name), [chosen, noun, name], [noun, name],
-        queue=False, show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
+def _how(studio: Studio, chosen: gr.Dropdown, named: things.Things) -> _Asked:
     methods = [(get_method(each).title, each) for each in method_names()]
     first = photos.example_about(studio)["method"]
     method = gr.Radio(methods, value=first, label="Method", elem_id="train-method")
@@ -87,13 +74,7 @@ def _what_and_how(studio: Studio, chosen: gr.Dropdown) -> _Asked:
         return gr.update(choices=choices, value=value), _paper(method)
 
     method.change(presets_for, method, [preset, paper], queue=False, api_visibility="private")
-    return _Asked(chosen, noun, name, method, preset)
-
-
-def _cleared(about: dict[str, Any], photos: str, noun: str, name: str) -> list[Any]:
-    """The example's words are not those of somebody's own photos."""
-    untouched = bool(about["noun"]) and (noun, name) == (about["noun"], about["name"])
-    return ["", ""] if untouched and photos != EXAMPLE else [gr.skip(), gr.skip()]
+    return _Asked(chosen, named, method, preset)
 
 
 def _paper(method: str) -> str:
@@ -126,22 +107,25 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
         button = gr.Button("Train", variant="primary", elem_id="train-button")
 
         @answering(0)
-        def train(photos: str, noun: str, name: str, seed: int, *given: Any) -> tuple[str]:
-            params = read(type(values), dict(zip(boxes, given, strict=True)))
+        def train(photos: str, seed: int, *given: Any) -> tuple[str]:
+            params = read(type(values), dict(zip(boxes, given, strict=False)))
+            first, *more = things.read(given[len(boxes) :])
             wish = Training(
                 photos=_needed(photos, "There are no photos yet. Add some, or choose the example."),
-                noun=_needed(noun, "What is it? Give the ordinary word for it, such as 'cat'."),
-                name=_needed(name, "Give it a name, such as 'my-cat'.").strip("<>"),
+                noun=first["noun"],
+                name=first["name"],
                 method=method,
                 params=params.model_dump(mode="json"),
                 seed=int(seed or 0),
                 base=studio.base.where,
+                more=more,
             )
+            things.complete([first, *more])
             ahead = len(studio.jobs.active())
-            start_training(studio, wish)
-            return (done(f"{wish.name} is being trained.{waiting(ahead)}"),)
+            job = start_training(studio, wish)
+            return (done(f"{job.title.removeprefix('Train ')} is being trained.{waiting(ahead)}"),)
 
-        asks = [asked.photos, asked.noun, asked.name, seed, *boxes.values()]
+        asks = [asked.photos, seed, *boxes.values(), *asked.things.all]
         button.click(train, asks, [message], api_visibility="private")
 
 

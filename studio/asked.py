@@ -1,0 +1,98 @@
+"""What the Generate tab asks for: from the values of its controls to a request, and from a recipe back to values."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Any
+
+from pipelines import Request, StudioError
+from studio.layouts import Values, layout_of, layout_values
+from studio.parts.chips import split
+from studio.session import Studio
+
+MOST_CONCEPTS = 6
+MOST_PICTURES = 16
+_TOKEN = re.compile(r"<[^<>\s]+>")
+_SAME = ("prompt", "steps", "guidance", "scheduler", "width", "height")  # in a request under the controls' names
+_OPTIONS: dict[str, Any] = {"apart": False, "recur": 0, "ramp": False, "trim": False, "placed": []}
+
+Cast = list[tuple[str, float]]
+
+
+def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...]]:
+    """The request, the concepts with their strengths, and the words whose attention is kept.
+
+    StudioError in words where the controls ask for what can't be.
+    """
+    prompt = (values["prompt"] or "").strip()  # an untouched field holds None
+    if not prompt:
+        raise StudioError("The prompt is empty. Write what the picture should show.")
+    data = {
+        "prompt": prompt,
+        "negative": (values["negative"] or "").strip() or None,
+        "seeds": _seeds(values["seed"], int(values["count"])),
+        "steps": int(values["steps"]),
+        "guidance": float(values["guidance"]),
+        "scheduler": values["scheduler"],
+        "width": int(values["width"] or 0),
+        "height": int(values["height"] or 0),
+        "recur": int(values["recur"] or 0),
+        **{name: bool(values[name]) for name in ("apart", "ramp", "trim")},
+    }
+    layout = layout_of(values)
+    if layout is not None:
+        data["layout"] = layout.to_json()
+    if values["placed"]:
+        data["placed"] = values["placed"]
+    request = Request.from_json(data)
+    strengths = [values[f"strength-{number}"] for number in range(MOST_CONCEPTS)]
+    concepts = _concepts(studio, prompt, dict(zip(values["concepts"] or [], strengths, strict=False)))
+    present = {chip.word for chip in split(prompt, studio.base.tokenizer) if chip.kept}
+    chosen = [word for word in values["words"] or [] if word in present] or _TOKEN.findall(prompt)
+    return request, concepts, tuple(dict.fromkeys(chosen))
+
+
+def _concepts(studio: Studio, prompt: str, chosen: dict[str, float]) -> Cast:
+    """The chosen concepts, and those the prompt names without having been chosen, at full strength."""
+    known = studio.library.concepts()
+    by_token = {subject.token: concept.name for concept in known for subject in concept.subjects}
+    missing = [name for name in chosen if name not in {concept.name for concept in known}]
+    if missing:
+        raise StudioError(f"'{missing[0]}' is not in the library any more. Take it out of Concepts.")
+    mine = {subject.token for concept in known if concept.name in chosen for subject in concept.subjects}
+    for token in _TOKEN.findall(prompt):
+        if token in mine:
+            continue
+        if token not in by_token:
+            raise StudioError(f"There is no concept {token} in the library. Train it, or take it out of the prompt.")
+        chosen.setdefault(by_token[token], 1.0)
+    return [(name, float(strength)) for name, strength in chosen.items()]
+
+
+def _seeds(text: str, count: int) -> tuple[int, ...]:
+    """`count` seeds: consecutive from the given one, else random."""
+    text = str(text or "").strip()
+    if text and not text.isdecimal():
+        raise StudioError(f"The seed '{text[:40]}' is not a whole number. Leave it empty for a random one.")
+    first = int(text) if text else secrets.randbelow(2**32 - MOST_PICTURES)
+    return tuple(range(first, first + count))
+
+
+def filled(studio: Studio, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The values of the controls that a recipe speaks of; the others stay as they are."""
+    request = recipe["request"]
+    seeds = [recipe["seed"]] if "seed" in recipe else list(request.get("seeds", ()))
+    values = {name: request[name] for name in _SAME if name in request}
+    values |= {
+        "negative": request.get("negative") or "",
+        "seed": str(seeds[0]) if seeds else "",
+        "count": max(1, min(len(seeds), MOST_PICTURES)),
+        "words": list(recipe.get("attention", [])),
+    }
+    values |= {name: request.get(name, usual) for name, usual in _OPTIONS.items()}
+    values |= layout_values(request.get("layout"))
+    known = {concept.name for concept in studio.library.concepts()}
+    concepts = [(each["name"], float(each["strength"])) for each in recipe.get("concepts", []) if each["name"] in known]
+    values["concepts"] = [name for name, _ in concepts[:MOST_CONCEPTS]]
+    return values | {f"strength-{at}": strength for at, (_, strength) in enumerate(concepts[:MOST_CONCEPTS])}

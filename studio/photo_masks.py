@@ -1,0 +1,112 @@
+"""Masks of the photos in a set: what the mask editor shows, and what becomes of what was painted in it."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines import EMBEDDED, Photo, StudioError, new_id, write_atomic
+from studio.parts.painter import Drawn, drawing, regions
+from studio.session import Studio
+from studio.work import EXAMPLE
+
+Mask = NDArray[np.bool_]  # (height, width)
+_ORIENTATION = 0x0112  # EXIF tag
+EXAMPLE_STAYS = "The example comes with its masks and stays as it is. Add photos of your own to paint masks."
+
+
+def photo_of(studio: Studio, dataset: str, name: str) -> Photo:
+    """A photo of a set as a page shows it; StudioError when there is none of that name."""
+    if dataset == EXAMPLE:
+        raise StudioError(EXAMPLE_STAYS)
+    for photo in studio.datasets.photos(dataset) if dataset else []:
+        if photo.path.name == name:
+            return photo
+    raise StudioError("This photo is not in the set any more. Choose the set again.")
+
+
+def layers(photo: Photo, names: Sequence[str]) -> list[str]:
+    """The names of the masks to edit: "" for an only subject's, else one a subject; then what else there is."""
+    wanted = list(dict.fromkeys(name for name in names if name))
+    wanted = wanted if len(wanted) > 1 else [""]
+    return [*wanted, *(name for name in photo.masks if name not in wanted)]
+
+
+def mask_drawing(photo: Photo, names: Sequence[str]) -> str:
+    """The masks of those names as the editor takes them, empty where there is none yet."""
+    empty = np.zeros(photo.image.shape[:2], np.bool_)
+    return drawing([Drawn(name, photo.masks[name] >= 128 if name in photo.masks else empty) for name in names])
+
+
+def save_masks(studio: Studio, dataset: str, name: str, names: Sequence[str], value: str) -> list[str]:
+    """Write what was changed in the editor, at the photo's full size; the files that were written or taken away.
+
+    An emptied mask goes to the trash. What is saved here is a person's: finding masks leaves it alone.
+    """
+    photo = photo_of(studio, dataset, name)
+    drawn = regions(value)
+    if len(drawn) != len(names) or any(one.mask.shape != photo.image.shape[:2] for one in drawn):
+        raise StudioError("The drawing is not of this photo any more. Click the photo again.")
+    changed = []
+    for one, layer in zip(drawn, names, strict=True):
+        before = photo.masks[layer] >= 128 if layer in photo.masks else np.zeros_like(one.mask)
+        if (before == one.mask).all():
+            continue
+        path = _file(photo.path, layer)
+        for old in photo.path.parent.glob("*"):
+            if old.stem == path.stem:  # also one that is no PNG
+                _discard(studio, old)
+        if one.mask.any():
+            write_atomic(path, _png(one.mask, photo.size))
+        changed.append(path.name)
+    return changed
+
+
+def _file(photo: Path, layer: str) -> Path:
+    if layer and not re.fullmatch(r"[\w.-]{1,64}", layer):
+        raise StudioError(f"'{layer[:40]}' can't name a mask. Call the thing by letters, digits, '-' and '_'.")
+    return photo.with_name(f"{photo.stem}-masklabel{'-' if layer else ''}{layer}.png")
+
+
+def _discard(studio: Studio, path: Path) -> None:
+    trash = studio.workspace.trash / new_id(f"mask {path.stem}")
+    trash.mkdir()
+    shutil.move(path, trash / path.name)
+
+
+def _png(mask: Mask, size: tuple[int, int]) -> bytes:
+    """A mask at `size` (width, height), upright whatever the photo's own turn is."""
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR).point(lambda value: 255 if value > 127 else 0)
+    upright = Image.Exif()
+    upright[_ORIENTATION] = 1
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=upright)
+    return buffer.getvalue()
+
+
+def has_finder(where: str) -> bool:
+    """Whether a click can find an outline: a segmenter is shipped, or a checkpoint is named."""
+    return bool((where or "").strip()) or EMBEDDED.is_file()
+
+
+def with_outline(value: str, number: int, found: Any) -> str:
+    """The drawing with a found outline (height, width) added to one of its regions."""
+    drawn = regions(value)
+    if not 0 <= number < len(drawn):
+        raise StudioError("The drawing has no such part any more. Click the photo again.")
+    mask = np.asarray(found) > 127
+    one = drawn[number]
+    if mask.shape != one.mask.shape:
+        raise StudioError("The drawing is not of this photo any more. Click the photo again.")
+    drawn[number] = Drawn(one.words, one.mask | mask, one.occurrence, one.weight)
+    return drawing(drawn)

@@ -1,0 +1,136 @@
+"""The part of the Train tab that says what the photos show: one thing, or several that are learned together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from pipelines import StudioError
+from studio.page import Page, Watch
+from studio.session import Studio
+from studio.tabs import photos
+from studio.work import EXAMPLE
+
+MOST = 6
+SAME = ""
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Things:
+    """The fields of up to MOST things. The first one's photos are the set that is chosen above."""
+
+    count: gr.State
+    nouns: list[gr.Textbox]
+    names: list[gr.Textbox]
+    photos: list[gr.Dropdown]  # of the second thing on
+
+    @property
+    def all(self) -> list[Any]:
+        """As inputs of an event, for `read`."""
+        return [self.count, *self.nouns, *self.names, *self.photos]
+
+
+def build(studio: Studio, page: Page, chosen: gr.Dropdown) -> Things:
+    """Rows for a thing each; all but the first are hidden until they are asked for."""
+    about = photos.example_about(studio) if chosen.value == EXAMPLE else {"noun": "", "name": ""}
+    count = gr.State(1)
+    nouns, names, sets, rows = [], [], [], []
+    for number in range(MOST):
+        with gr.Row(visible=number == 0, elem_id=f"thing-{number + 1}") as row:
+            ending = "" if number == 0 else f"-{number + 1}"
+            nouns.append(
+                gr.Textbox(
+                    about["noun"] if number == 0 else "", label="What is it?" if number == 0 else "And what is this?",
+                    placeholder="cat", info="The ordinary word for it", elem_id=f"train-noun{ending}", min_width=120,
+                )
+            )  # fmt: skip
+            names.append(
+                gr.Textbox(
+                    about["name"] if number == 0 else "", label="Call it", placeholder="my-cat",
+                    info="You will write <my-cat>", elem_id=f"train-name{ending}", min_width=120,
+                )
+            )  # fmt: skip
+            if number:
+                sets.append(
+                    gr.Dropdown(
+                        _sets(studio), value=SAME, label="Its photos", info="The same, or a set of its own",
+                        elem_id=f"train-photos{ending}", min_width=120,
+                    )
+                )  # fmt: skip
+        rows.append(row)
+    with gr.Row(elem_classes="actions"):
+        more = gr.Button("Learn another thing with it", size="sm", elem_id="train-more", min_width=140)
+        fewer = gr.Button("Take the last one out", size="sm", visible=False, elem_id="train-fewer", min_width=120)
+    things = Things(count, nouns, names, sets)
+    _wire(studio, page, chosen, things, rows, more, fewer)
+    return things
+
+
+def _wire(
+    studio: Studio, page: Page, chosen: gr.Dropdown, things: Things, rows: Sequence[gr.Row], more: gr.Button,
+    fewer: gr.Button,
+) -> None:  # fmt: skip
+    shown = [things.count, *rows, more, fewer]
+    more.click(lambda count: _rows(count + 1), things.count, shown, **QUIET)
+    fewer.click(lambda count: _rows(count - 1), things.count, shown, **QUIET)
+    page.watch(
+        Watch(
+            things.photos,
+            lambda: tuple(each.id for each in studio.datasets.all()),
+            lambda: [gr.update(choices=_sets(studio)) for _ in things.photos],
+        )
+    )
+    for box, noun, name in zip([chosen, *things.photos], things.nouns, things.names, strict=True):
+        box.change(lambda *given: _known(studio, *given), [box, noun, name], [noun, name], **QUIET)
+
+
+def _rows(count: int) -> list[Any]:
+    count = max(1, min(count, MOST))
+    rows = [gr.update(visible=number < count) for number in range(MOST)]
+    return [count, *rows, gr.update(visible=count < MOST), gr.update(visible=count > 1)]
+
+
+def _sets(studio: Studio) -> list[tuple[str, str]]:
+    return [("The same photos", SAME), *((each.title, each.id) for each in studio.datasets.all())]
+
+
+def _known(studio: Studio, chosen: str, noun: str, name: str) -> list[Any]:
+    """What a set itself says it shows; the example's words are not those of somebody's own photos."""
+    if chosen in (EXAMPLE, SAME, None):
+        return [gr.skip(), gr.skip()]
+    about = studio.datasets.about(chosen)
+    if about:
+        return [about["noun"], about["name"]]
+    example = photos.example_about(studio)
+    untouched = bool(noun) and (noun, name) == (example["noun"], example["name"])
+    return ["", ""] if untouched else [gr.skip(), gr.skip()]
+
+
+def read(given: Sequence[Any]) -> list[dict[str, str]]:
+    """{"photos", "noun", "name"} of each thing, from the values of `Things.all`; the fields may still be empty."""
+    count, values = int(given[0]), [(value or "").strip() for value in given[1:]]
+    nouns, names, sets = values[:MOST], values[MOST : 2 * MOST], [SAME, *values[2 * MOST :]]
+    return [
+        {"photos": photos, "noun": noun, "name": name.strip("<>")}
+        for noun, name, photos in list(zip(nouns, names, sets, strict=True))[:count]
+    ]
+
+
+def complete(things: Sequence[dict[str, str]]) -> None:
+    """StudioError when one of the things has no noun or no name."""
+    for number, one in enumerate(things, start=1):
+        which = f" {number}" if len(things) > 1 else ""
+        if not one["noun"]:
+            raise StudioError(
+                f"What is it? Give the ordinary word for thing{which}, such as 'cat'." if which else _NOUN
+            )
+        if not one["name"]:
+            raise StudioError(f"Give thing{which} a name, such as 'my-cat'." if which else _NAME)
+
+
+_NOUN = "What is it? Give the ordinary word for it, such as 'cat'."
+_NAME = "Give it a name, such as 'my-cat'."
