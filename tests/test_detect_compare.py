@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipelines.__main__ import main
 from pipelines.errors import StudioError
 from pipelines.evaluate.detect_compare import (
     Comparison,
@@ -228,3 +230,161 @@ def test_eyes_that_cannot_see_are_told(tmp_path: Path) -> None:
         lost.find(np.zeros((8, 8, 3), np.uint8), ["cat"])
     with pytest.raises(StudioError, match="can't be loaded"):
         lost.embed([(np.zeros((8, 8, 3), np.uint8), None)])
+
+
+# A folder of pictures, and the command
+
+
+def saved(folder: Path, **pictures: Any) -> Path:
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"{name}.png")
+    return folder
+
+
+def compared(tmp_path: Path, **options: Any) -> Any:
+    from pipelines.evaluate.comparison import Known, compare, read_pictures
+    from pipelines.events import Finished
+
+    many = blocks(RED, GREEN, BLUE)
+    folder = saved(tmp_path / "in", good=blocks(RED, GREEN), mixed=blocks(RED, (100, 0, 0)), many=many, all_images=many)
+    known = [Known("<tom>", "cat", (photo(RED),)), Known("max", "cat", (photo(GREEN), photo(GREEN)))]
+    *_, last = compare(Plain(), read_pictures(folder), known, **options)
+    assert isinstance(last, Finished)
+    return last.value
+
+
+def test_a_folder_is_judged_with_count_errors_apart(tmp_path: Path) -> None:
+    found = compared(tmp_path)
+    assert [one.path.stem for one in found.pictures] == ["good", "many", "mixed"]  # and not the sheet of them all
+    good, many, mixed = found.results
+    assert good.score == pytest.approx(1) and many.score == 0 and not many.counted and not mixed.each_its_own
+    assert set(good.boxes) == {(10, 10, 30, 30), (50, 10, 70, 30)} and len(many.boxes) == 3 and many.rows == ()
+    assert good.boxes[good.rows[0]] == (10, 10, 30, 30)  # red is the first subject
+    data = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert data["summary"]["count_errors"] == pytest.approx(1 / 3) and data["own"] == [[1.0, 0.0], [0.0, 1.0]]
+    assert data["subjects"][1] == {"name": "max", "query": "cat", "photos": 2}
+    assert [one["count"] for one in data["pictures"]] == [2, 3, 2] and data["measured_with"] == "plain"
+    assert compared(tmp_path / "other", norm="fro2").results[2].score == pytest.approx(-1)
+
+
+def test_subjects_that_look_alike_are_told(tmp_path: Path) -> None:
+    from pipelines.evaluate.comparison import Known, compare
+    from pipelines.events import Note
+    from pipelines.photos import Photo
+
+    twins = [Known("a", "cat", (photo(RED),)), Known("b", "cat", (photo(RED),))]
+    events = list(compare(Plain(), [Photo(Path("x.png"), blocks(RED, GREEN))], twins))
+    assert any(isinstance(event, Note) and "b and a are as alike" in event.text for event in events)
+    with pytest.raises(StudioError, match="one name"):
+        list(compare(Plain(), [Photo(Path("x.png"), blocks(RED))], [twins[0], twins[0]]))
+
+
+def test_the_report_shows_boxes_in_their_subjects_colours(tmp_path: Path) -> None:
+    import csv
+
+    from pipelines.evaluate.compare_report import as_text, drawn, write_report
+
+    found = compared(tmp_path)
+    files = write_report(tmp_path / "out", found)
+    assert [file.name for file in files] == ["compare.json", "compare.csv", "compare.md", "compare.html"]
+    rows = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
+    assert [row["found"] for row in rows] == ["2", "3", "2"] and rows[1]["own_max"] == ""
+    assert float(rows[0]["own_<tom>"]) == 1
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "&lt;tom&gt;" in page and "<tom>" not in page and page.count("<img") == 3
+    assert "3 found, 2 wanted" in page and "mixed up" in page and page.index("good.png") < page.index("many.png")
+    text = "\n".join(as_text(found))
+    assert "spectral" in text and "0% / 33%" in text
+    good = drawn(found.pictures[0].image, found.results[0])
+    assert good.shape == (160, 320, 3)  # enlarged four times
+    assert tuple(good[40, 60]) == (0xD7, 0x26, 0x3D) and tuple(good[40, 220]) == (0x1B, 0x77, 0xD1)
+    assert tuple(drawn(found.pictures[1].image, found.results[1])[60, 30]) == (0x66,) * 3  # nobody's
+
+
+def test_the_command_judges_toybox_and_other_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = [subject(seed, "car") for seed in (11, 12)]
+
+    def made(toys: Sequence[Any], number: int) -> Any:
+        rng = stream("test", 900_000 + number)
+        return compose(place(list(toys), rng), "grass", rng).image
+
+    pictures = saved(tmp_path / "pictures", a=made(own, 1), b=made(own[:1], 2))
+    photos = [
+        saved(tmp_path / f"{n}=x", **{str(i): made([toy], 10 * n + i) for i in range(3)}) for n, toy in enumerate(own)
+    ]
+    line = [
+        "compare",
+        str(pictures),
+        "--subject",
+        f"tom:car={photos[0]}",
+        "--subject",
+        f"max:car={photos[1]}",
+        "--json",
+    ]
+    assert main([*line, "--device", "cpu"]) == 2
+    assert "not known to be of it" in json.loads(capsys.readouterr().out)["error"]
+    assert main([*line, "--detector", "toybox", "--form", "squared", "--out", str(tmp_path / "out")]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["summary"]["too_few"] == 0.5 and data["summary"]["norm"] == "fro2" and len(data["files"]) == 4
+    assert (tmp_path / "out" / "pictures" / "0001.png").is_file()
+    owl, dino = tiny_owl(tmp_path / "owl"), tiny_dino(tmp_path / "dino")
+    assert main([*line, "--detector", str(owl), "--embedder", str(dino), "--threshold", "0", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["measured_with"] == f"{owl} + {dino}"
+
+
+def test_toyboxs_own_pictures_are_known_by_their_recipe(tmp_path: Path) -> None:
+    from pipelines.evaluate.comparison import from_toybox, read_pictures
+    from pipelines.pictures import save_picture
+
+    request = {"prompt": "x", "negative": None, "steps": 1, "scheduler": "ddim", "guidance": 1, "width": 8, "height": 8}
+    recipe = {"request": request, "concepts": [], "seed": 0, "versions": {"attune": "0"}}
+    for name, kind in (("a", "toybox"), ("b", "sd1")):
+        (tmp_path / name).mkdir()
+        base = {"id": name, "fingerprint": "f" * 16, "kind": kind}
+        save_picture(tmp_path / name / "1.png", blocks(RED), recipe | {"base": base})
+        assert from_toybox(read_pictures(tmp_path / name)) == (kind == "toybox")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "--subject NAME=DIR"),
+        (["--subject", "cat"], "'cat' is no subject"),
+        (["--subject", "=x"], "is no subject"),
+        (["--subject", "cat=nowhere"], "no folder 'nowhere' with photos of cat"),
+        (["--subject", "cat={}", "--subject", "cat:dog={}"], "one name"),
+        (["--subject", "cat={}", "--threshold", "3"], "0 to 1"),
+        (["--subject", "cat={}", "--detector", "toybox", "--embedder", "x"], "both finds and compares"),
+        (["--subject", "cat={}", "--detector", "x/y"], "only finds things"),
+        (["--subject", "cat={}", "--form", "nuclear"], "invalid choice"),
+    ],
+)
+def test_the_command_says_what_is_missing(
+    argv: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path / "in", a=blocks(RED))
+    assert main(["compare", str(folder), *(text.format(folder) for text in argv)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_mudis_folder_has_the_photos_of_each_subject(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from pipelines.evaluate.comparison import subject_photos
+
+    lines: list[dict[str, Any]] = [{"id": {"a": "sks can", "b": "hta toy"}}]
+    for id, color in (("a", RED), ("b", GREEN)):
+        Image.fromarray(photo(color)).save(tmp_path / f"{id}.png")
+        Image.fromarray(np.full((20, 20), 255, np.uint8)).save(tmp_path / f"mask_{id}.png")
+        phrase = lines[0]["id"][id]
+        lines.append(
+            {"id": id, "file_name": f"{id}.png", "mask_path": f"mask_{id}.png", "text": f"a photo of a {phrase}"}
+        )
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (found,) = subject_photos(tmp_path, "b")
+    assert tuple(found[0, 0]) == GREEN
+    with pytest.raises(StudioError, match="no subject 'c'. It has: a, b"):
+        subject_photos(tmp_path, "c")

@@ -6,6 +6,7 @@ NAMES = (
     "train",
     "generate",
     "evaluate",
+    "compare",
     "claims",
     "masks",
     "prior",

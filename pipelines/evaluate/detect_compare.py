@@ -26,6 +26,7 @@ from pipelines.errors import StudioError
 
 if TYPE_CHECKING:
     from pipelines.evaluate.eyes import Eyes
+    from pipelines.evaluate.sights import Box
     from pipelines.events import Picture
 
 Matrix = NDArray[np.float64]
@@ -45,7 +46,8 @@ class References:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found in one picture. `rows[j]` is the box that stands for subject j; none on a count error."""
+    """What was found in one picture. `rows[j]` is the number of the box that stands for subject j; none on a count
+    error. `boxes` are all that were found, in pixels."""
 
     score: float
     count: int
@@ -53,6 +55,7 @@ class Comparison:
     norm: Norm
     similar: Matrix | None = None  # (subjects, subjects): S_DC, rows in the subjects' order
     rows: tuple[int, ...] = ()
+    boxes: tuple[Box, ...] = ()
 
     @property
     def counted(self) -> bool:
@@ -70,19 +73,24 @@ class Comparison:
         """Plain JSON data."""
         similar = None if self.similar is None else np.round(self.similar, 4).tolist()
         known = {"score": round(self.score, 4), "count": self.count, "wanted": self.wanted, "norm": self.norm}
-        return known | {"each_its_own": self.each_its_own, "similar": similar}
+        boxes = [[round(value, 1) for value in box] for box in self.boxes]
+        return known | {"each_its_own": self.each_its_own, "similar": similar, "boxes": boxes, "rows": list(self.rows)}
 
 
-def references(eyes: Eyes, photos: Mapping[str, Sequence[Picture]]) -> References:
-    """The subjects by what a detector is asked for, with their photos, whole. StudioError when one has none.
+def references(
+    eyes: Eyes, photos: Mapping[str, Sequence[Picture]], queries: Mapping[str, str] | None = None
+) -> References:
+    """The subjects with their photos, whole. StudioError when one has none.
 
-    Two subjects of one kind need keys that differ; "cat" and "cat " are asked for alike.
+    A detector is asked for what `queries` say, by the photos' keys, or else for the keys themselves; there two subjects
+    of one kind need keys that differ, and "cat" and "cat " are asked for alike.
     """
     empty = [query for query, pictures in photos.items() if not len(pictures)]
     if empty or not photos:
         raise StudioError(f"There are no photos of {', '.join(empty) or 'any subject'} to compare with. Add some.")
     features = tuple(_unit(eyes.embed([(picture, None) for picture in pictures])) for pictures in photos.values())
-    return References(tuple(query.strip() for query in photos), features, own_similarity(features))
+    asked = tuple((queries or {}).get(key, key).strip() for key in photos)
+    return References(asked, features, own_similarity(features))
 
 
 def detect_and_compare(
@@ -92,12 +100,12 @@ def detect_and_compare(
     boxes = eyes.find(picture, known.queries)
     wanted = len(known.queries)
     if len(boxes) != wanted:
-        return Comparison(0.0, len(boxes), wanted, norm)
+        return Comparison(0.0, len(boxes), wanted, norm, boxes=tuple(boxes))
     seen = _unit(eyes.embed([(picture, box) for box in boxes]))
     similar = similarity(seen, known.features)
     rows = matched(similar, match)
     similar = similar[list(rows)]
-    return Comparison(score(similar, known.own, norm), len(boxes), wanted, norm, similar, rows)
+    return Comparison(score(similar, known.own, norm), len(boxes), wanted, norm, similar, rows, tuple(boxes))
 
 
 def summary(results: Sequence[Comparison]) -> dict[str, Any]:
