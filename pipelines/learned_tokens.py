@@ -6,7 +6,6 @@ and are all that trains here; the table itself and the tokenizer come back as th
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
 from pipelines.tokens import Expansion, added_tokens, placeholder
+from pipelines.weights import usable_strength
 
 if TYPE_CHECKING:
     from pipelines.model import Model
@@ -71,11 +71,10 @@ class LearnedTokens:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not math.isfinite(value):
-            raise StudioError(f"A strength of {value} has no meaning. Choose a number, 1 for the concept as trained.")
+        value = usable_strength(value)
         if self._strength == 1.0:
             self._learned = [rows.detach().clone() for rows in self._rows]
-        self._strength = float(value)
+        self._strength = value
         self._show()
 
     def parameters(self) -> list[nn.Parameter]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from pipelines.errors import StudioError
-from pipelines.weights import ChangeSet, changed
+from pipelines.weights import ChangeSet, changed, usable_strength
 
 if TYPE_CHECKING:
     from pipelines.changes import Change
@@ -32,9 +30,8 @@ class SwitchedChanges:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not math.isfinite(value):
-            raise StudioError(f"A strength of {value} has no meaning. Choose a number, 1 for the concept as trained.")
-        self._strength = float(value)
+        value = usable_strength(value)
+        self._strength = value
         if self.group is not None:
             self.group.strength = value
 

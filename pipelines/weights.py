@@ -180,6 +180,13 @@ def _exact(device: torch.device) -> Iterator[None]:
         yield
 
 
+def usable_strength(value: float) -> float:
+    """A concept's strength as a float. StudioError for what is no number."""
+    if not math.isfinite(value):
+        raise StudioError(f"A strength of {value} has no meaning. Choose a number, 1 for the concept as trained.")
+    return float(value)
+
+
 class ChangeSet:
     """The changes one adapter makes to a model: one strength, on and off together."""
 
@@ -197,10 +204,9 @@ class ChangeSet:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not math.isfinite(value):
-            raise StudioError(f"A strength of {value} has no meaning. Choose a number, 1 for the concept as trained.")
+        value = usable_strength(value)
         if value != self._strength:
-            self._strength = float(value)
+            self._strength = value
             self.refresh()
 
     def bake(self) -> None:
