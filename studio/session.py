@@ -86,6 +86,15 @@ class Studio:
         records = self.workspace.concepts.glob("*/concept.json")
         return tuple(sorted((record.parent.name, record.stat().st_mtime_ns) for record in records))
 
+    @property
+    def presets(self) -> Path:
+        """Where a person's own presets lie; the folder need not be there."""
+        return self.workspace.root / "presets"
+
+    def presets_sign(self) -> Hashable:
+        """Another value whenever one of a person's own presets came, went or was changed."""
+        return tuple(sorted((path.name, path.stat().st_mtime_ns) for path in self.presets.glob("*.toml")))
+
     def scratch(self) -> Path:
         """A new folder outside the workspace for a file that a page may have; the oldest of many is removed."""
         with self._lock:

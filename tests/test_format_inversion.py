@@ -17,9 +17,11 @@ from pipelines.concept import Concept, Subject, Trained
 from pipelines.errors import StudioError
 from pipelines.formats import attndreambooth, inversion
 from pipelines.incoming import import_original
+from pipelines.library import Library
 from pipelines.methods import get_method
-from pipelines.model import Model, from_pipeline
-from tests.tiny import tiny_model, tiny_pipeline
+from pipelines.model import Model, from_pipeline, load_model
+from pipelines.workspace import Workspace
+from tests.tiny import tiny_folder, tiny_model, tiny_pipeline
 
 CAT = Subject("<my-cat>", "cat")
 
@@ -176,6 +178,22 @@ def test_a_unet_alone_is_a_dreambooth_and_a_pipeline_is_none(tmp_path: Path) -> 
     assert not attndreambooth.detect(tmp_path / "run")
     with pytest.raises(StudioError, match="can't be found by its name"):
         formats.write(trained, tmp_path / "out")
+
+
+def test_a_base_that_lies_in_a_folder_is_named_for_the_export(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "tiny", "sd1")
+    trained, _ = concept("attndreambooth", load_model(str(folder), device="cpu"))
+    library = Library(Workspace(tmp_path / "w"))
+    name = library.save(trained).name
+    with pytest.raises(StudioError, match=r"'tiny' can't be found by its name. Say where it lies \(--base\)"):
+        library.export_original(name, tmp_path / "out")
+    written = library.export_original(name, tmp_path / "out", str(folder))
+    assert [path.suffix for path in written] == [".bin", ".safetensors", ".json", ".safetensors"]
+    assert list(torch.load(written[0], weights_only=True)) == [f"{name}_v0"]
+    assert library.find(name).concept.base_model["id"] == "tiny"  # only the export was told
+    other = tiny_folder(tmp_path / "other", "sd1", seed=1)
+    with pytest.raises(StudioError, match="was trained on tiny"):
+        library.export_original(name, tmp_path / "out2", str(other))
 
 
 def test_what_is_no_token_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     exporting = _action(actions, "export", "write a concept into one zip", export, "name")
     exporting.add_argument("out", type=Path, help="the zip to write, or a folder for it")
     exporting.add_argument("--original", action="store_true", help="the method's original files instead, into a folder")
+    exporting.add_argument(
+        "--base", default="", metavar="DIR", help="where the base lies, for original files that hold all its weights"
+    )
     importing = _action(actions, "import", "add our zip or weights, or another tool's original file", take_in)
     importing.add_argument("file", type=Path)
     importing.add_argument("--name", default="", help="what to call it")
@@ -80,7 +83,7 @@ def restore(options: argparse.Namespace, terminal: Terminal) -> None:
 def export(options: argparse.Namespace, terminal: Terminal) -> None:
     library = _library(options)
     if options.original:
-        written = library.export_original(options.name, options.out)
+        written = library.export_original(options.name, options.out, options.base)
     else:
         written = [library.export(options.name, options.out)]
     terminal.result(

@@ -89,10 +89,10 @@ def write_unet(path: Path, trained: Trained) -> list[Path]:
     if (path / UNET).exists():
         raise StudioError(f"{path / UNET} is already there. Choose another folder.")
     where = trained.concept.base_model.get("id", "")
-    if where != "toybox" and "/" not in where:
+    if where != "toybox" and "/" not in where and not Path(where or "?").exists():
         raise StudioError(
             f"A whole {UNET}/ holds the base as well, and '{where or 'an unknown base'}' can't be found by its name. "
-            "Export the concept as a zip."
+            "Say where it lies (--base), or export the concept as a zip."
         )
     return write_checkpoint(path, load_model(where), trained)
 

@@ -65,4 +65,7 @@ def _facts(entry: Entry) -> str:
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items())
     params = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in concept.params.items())
     recipe = f'<details><summary>Recipe</summary><dl class="facts">{params}</dl></details>' if params else ""
-    return f'<dl class="facts">{rows}</dl>{recipe}'
+    notes = concept.recipe.get("notes")
+    rows_of_notes = "".join(f"<li>{escape(str(note))}</li>" for note in notes) if isinstance(notes, list) else ""
+    told = f'<ul class="notes">{rows_of_notes}</ul>' if rows_of_notes else ""
+    return f'<dl class="facts">{rows}</dl>{told}{recipe}'

@@ -9,6 +9,7 @@ const canvas = part('canvas'), shapeNow = () => (layout ? props.shape || [FINE, 
 let words = choicesOf(window.attunePrompt || '');
 let size = [FINE, FINE], regions = [], chosen = 0, tool = layout ? 'box' : 'brush', undo = [], drag = null, under = null, written = null;
 
+const colourOf = (number) => COLOURS[(number + (layout ? 0 : 6)) % COLOURS.length];  // photos have few colours of that kind
 const empty = () => new Uint8Array(size[0] * size[1]);
 
 // An empty drawing takes the picture's shape; what is drawn keeps its pixels and is stretched over the picture.
@@ -88,9 +89,11 @@ function overlay() {
   [sheet.width, sheet.height] = size;
   const pen = sheet.getContext('2d'), pixels = pen.createImageData(...size);
   regions.forEach((one, number) => {
-    const colour = [1, 3, 5].map((at) => parseInt(COLOURS[number % COLOURS.length].slice(at, at + 2), 16));
+    const colour = [1, 3, 5].map((at) => parseInt(colourOf(number).slice(at, at + 2), 16));
     for (let at = 0; at < one.mask.length; at++) {
-      if (one.mask[at]) pixels.data.set([...colour, number === chosen ? 175 : 125], 4 * at);
+      if (!one.mask[at]) continue;
+      const edge = !layout && [1, -1, size[0], -size[0]].some((step) => !one.mask[at + step]);
+      pixels.data.set([...colour, edge ? 255 : number === chosen ? 165 : 120], 4 * at);
     }
   });
   pen.putImageData(pixels, 0, 0);
@@ -119,7 +122,7 @@ function draw() {
   if (layout) regions.forEach((one) => label(pen, one, scale));
   if (drag && drag.box) {
     const [left, top, right, bottom] = box(drag.from, drag.to);
-    [pen.lineWidth, pen.strokeStyle] = [3, COLOURS[chosen % COLOURS.length]];
+    [pen.lineWidth, pen.strokeStyle] = [3, colourOf(chosen)];
     pen.setLineDash([10, 6]);
     pen.strokeRect(left * scale[0], top * scale[1], (right - left) * scale[0], (bottom - top) * scale[1]);
   }
@@ -152,7 +155,7 @@ function row(one, number) {
   line.className = 'region' + (number === chosen ? ' chosen' : '');
   line.dataset.number = number;
   const swatch = document.createElement('button');
-  [swatch.type, swatch.className, swatch.style.background, swatch.title] = ['button', 'swatch', COLOURS[number % COLOURS.length], 'Draw this one'];
+  [swatch.type, swatch.className, swatch.style.background, swatch.title] = ['button', 'swatch', colourOf(number), 'Draw this one'];
   swatch.setAttribute('aria-pressed', String(number === chosen));
   const amount = document.createElement('span'), covered = share(one.mask);
   amount.textContent = covered ? (covered < 0.005 ? '< 1 %' : Math.round(100 * covered) + ' %') : 'empty';

@@ -1,5 +1,5 @@
 // Masks as one byte a pixel, row by row, and as `runs`: the lengths of stretches outside and inside by turns.
-const COLOURS = ['#e8871e', '#3b8ed0', '#2f9e6e', '#c2477f', '#7c6bd6', '#c9a20c', '#0f8b8d', '#a8502d'];
+const COLOURS = ['#e8871e', '#3b8ed0', '#2f9e6e', '#c2477f', '#7c6bd6', '#c9a20c', '#00c2d1', '#a8502d'];
 const FINE = 512;  // pixels of a drawing's longer side
 
 const runsOf = (mask) => {

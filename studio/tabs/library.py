@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import Entry, StudioError
+from pipelines import Entry, StudioError, problems
 from studio.page import Page, Watch
 from studio.parts.cards import cards, cards_markup, picked
 from studio.parts.concepts import concept_cards, concept_facts
@@ -22,6 +22,7 @@ TITLE = "Library"
 ID = "library"
 EMPTY = "No concepts yet. Train one, or import one below."
 NONE_FOUND = "No concept has these words."
+MOST_TOLD = 12
 NOTHING = '<p class="empty">Choose a concept to see what it is.</p>'
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -50,6 +51,7 @@ def build(studio: Studio, page: Page) -> None:
                 placeholder="Search by name, word, method or base", show_label=False, elem_id="library-search"
             )
             shown = cards("library-cards", "Concepts")
+            unsound = gr.HTML("", elem_id="library-unsound")
             _import(studio)
             _trash(studio, page)
             gr.HTML(f'<p class="hint">Everything is kept in {escape(str(studio.workspace.root))}</p>')
@@ -63,6 +65,8 @@ def build(studio: Studio, page: Page) -> None:
             [search, details.chosen],
         )
     )
+
+    page.watch(Watch([unsound], lambda: (studio.library_sign(), studio.presets_sign()), lambda: [_unsound(studio)]))
 
     def show(event: gr.EventData) -> list[Any]:
         return [*_shown(studio, picked(event)), ""]
@@ -185,6 +189,14 @@ def _shown(studio: Studio, chosen: str) -> list[Any]:
         return ["", NOTHING, gr.update(visible=False), ""]
     facts = concept_facts(found[0], studio.base.fingerprint, studio.base.title)
     return [chosen, facts, gr.update(visible=True), found[0].concept.name]
+
+
+def _unsound(studio: Studio) -> str:
+    """What lies in the workspace and can't be used, each with its reason."""
+    concepts = [f"The folder concepts/{name}: {reason}" for name, reason in studio.library.broken().items()]
+    told = [*concepts, *problems(studio.presets).values()]
+    rows = "".join(f"<li>{escape(reason)}</li>" for reason in told[:MOST_TOLD])
+    return f'<div class="message advice">Not usable:<ul class="notes">{rows}</ul></div>' if rows else ""
 
 
 def _cards(studio: Studio, words: str, chosen: str) -> str:

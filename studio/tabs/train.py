@@ -66,11 +66,11 @@ def _how(studio: Studio, chosen: gr.Dropdown, named: things.Things) -> _Asked:
     first = photos.example_about(studio)["method"]
     method = gr.Radio(methods, value=first, label="Method", elem_id="train-method")
     paper = gr.HTML(_paper(first), elem_id="train-paper")
-    choices, value = _presets_of(first)
+    choices, value = _presets_of(studio, first)
     preset = gr.Dropdown(choices, value=value, label="Preset", elem_id="train-preset")
 
     def presets_for(method: str) -> tuple[Any, str]:
-        choices, value = _presets_of(method)
+        choices, value = _presets_of(studio, method)
         return gr.update(choices=choices, value=value), _paper(method)
 
     method.change(presets_for, method, [preset, paper], queue=False, api_visibility="private")
@@ -82,8 +82,10 @@ def _paper(method: str) -> str:
     return f'<p class="hint"><a href="{escape(found.paper, quote=True)}" target="_blank">The paper behind it</a></p>'
 
 
-def _presets_of(method: str) -> tuple[list[tuple[str, str]], str]:
-    return [("For the loaded base", ""), *((preset.title, preset.name) for preset in presets(method))], ""
+def _presets_of(studio: Studio, method: str) -> tuple[list[tuple[str, str]], str]:
+    """Ours, then a person's own in the workspace."""
+    known = presets(method, studio.presets)
+    return [("For the loaded base", ""), *((preset.title, preset.name) for preset in known)], ""
 
 
 def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> None:
@@ -91,9 +93,9 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
 
     @gr.render(inputs=[asked.method, asked.preset, kind], show_progress="hidden", queue=False)
     def form(method: str | None, preset: str | None, base_kind: str) -> None:
-        if method is None or preset not in [name for _, name in _presets_of(method)[0]]:
+        if method is None or preset not in [name for _, name in _presets_of(studio, method)[0]]:
             return  # the preset list follows the method a moment later
-        values = load_preset(method, preset or None, base_kind)
+        values = load_preset(method, preset or None, base_kind, studio.presets)
         settings = fields(type(values))
         shown = basic(type(values))
         boxes: dict[str, Any] = {}
