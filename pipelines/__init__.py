@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
+
+from pipelines.errors import check_python
+
+check_python(sys.version_info[:2])
 
 _WHERE = {
     "StudioError": "errors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,10 @@ def choose(kind: str, wish: Wish) -> tuple[torch.device, torch.dtype]:
 
 
 def accelerator() -> str:
-    """The best device there is: "cuda", "mps" or "cpu"."""
+    """The best device there is: "cuda", "mps" or "cpu"; of several GPUs the one that a launcher gave this process."""
     if torch.cuda.is_available():
-        return "cuda"
+        own = os.environ.get("LOCAL_RANK", "")
+        return f"cuda:{own}" if own.isdecimal() and int(own) < torch.cuda.device_count() else "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
