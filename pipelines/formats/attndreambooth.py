@@ -94,7 +94,13 @@ def write_unet(path: Path, trained: Trained) -> list[Path]:
             f"A whole {UNET}/ holds the base as well, and '{where or 'an unknown base'}' can't be found by its name. "
             "Say where it lies (--base), or export the concept as a zip."
         )
-    return write_checkpoint(path, load_model(where), trained)
+    model = load_model(where)
+    if trained.concept.base_model.get("fingerprint") not in ("", None, model.fingerprint):
+        raise StudioError(
+            f"'{printable(trained.concept.name)}' was trained on another base than '{printable(where)}'. Say where its "
+            "own lies (--base), or export the concept as a zip."
+        )
+    return write_checkpoint(path, model, trained)
 
 
 def write_checkpoint(path: Path, model: Model, trained: Trained) -> list[Path]:
