@@ -113,6 +113,9 @@ def load_preset(
     for preset in reversed(known):  # a person's own goes before ours of the same name
         if preset.name == name:
             return preset.params
+    broken = {path.stem: reason for path, reason in _own(folder)[1].items()}
+    if name in broken:
+        raise StudioError(broken[name])
     names = [preset.name for preset in known]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean '{close[0]}'?" if close else f"Choose one of: {', '.join(names)}, or name a .toml file."

@@ -101,6 +101,7 @@ def test_a_mask_turns_with_its_photo(tmp_path: Path) -> None:
         ([{"id": {"a": 3}}], "line 1: 'a' needs a phrase"),
         (['{"id": {"a": "olis can", "a": "hta plush"}}'], "line 1 says 'a' twice"),
         ([{"id": {"a": "olis can", "b": "Olis  can"}}], "line 1 calls two subjects 'olis can'"),
+        ([{"id": {"a": "olis can", "A": "hta toy"}}], "line 1: 'a' and 'A' are too much alike"),
         ([FIRST, ROWS[0], ROWS[2] | {"id": "c"}], "line 3 is about 'c', but the first line names a, b"),
         ([FIRST, ROWS[0] | {"id": ["a"]}], "line 2 is about"),
         ([FIRST, {k: v for k, v in ROWS[0].items() if k != "mask_path"}], "line 2 has no 'mask_path'. Every line"),
@@ -145,6 +146,8 @@ def test_wrong_pictures_are_told_with_their_line(tmp_path: Path) -> None:
     named = folder(tmp_path / "z", [{"id": {"a b": "olis can", "b": "hta toy"}}, ROWS[0] | {"id": "a b"}, ROWS[2]])
     with pytest.raises(StudioError, match="metadata.jsonl, line 1: '<a b>' can't name a concept"):
         mudi.photos_of(mudi.read_dataset(named))
+    with pytest.raises(StudioError, match="^'<x y>' can't name a concept"):  # said by a person, not by the file
+        mudi.subjects_of(mudi.read_dataset(path), {"a": "x y"})
     with pytest.raises(StudioError, match=r"There is no class_metadata.jsonl in 'x'"):
         mudi.read_dataset(path, mudi.CLASS_FILE)
     (path / mudi.FILE).write_bytes(b'{"id": {"a": "\xff"}}')
@@ -158,10 +161,10 @@ def test_class_pictures_may_share_a_class(tmp_path: Path) -> None:
     pictures = mudi.class_pictures_of(classes)
     assert [one.words for one in pictures] == ["A photo of a dog"] * 3 and pictures[0].image.shape == (40, 60, 3)
     assert mudi.subjects_of(classes) == ((Subject("<a>", "dog"), Subject("<b>", "dog")), "")
-    mudi.check_classes(mudi.read_dataset(folder(tmp_path / "x")), classes)
+    mudi_folders.check_classes(mudi.read_dataset(folder(tmp_path / "x")), classes)
     other = folder(tmp_path / "y", [{"id": {"a": "dog"}}, ROWS[0]], mudi.CLASS_FILE)
     with pytest.raises(StudioError, match="is about a, but metadata.jsonl about a, b"):
-        mudi.check_classes(mudi.read_dataset(tmp_path / "x"), mudi.read_dataset(other, mudi.CLASS_FILE))
+        mudi_folders.check_classes(mudi.read_dataset(tmp_path / "x"), mudi.read_dataset(other, mudi.CLASS_FILE))
 
 
 def test_a_list_of_texts_gives_the_first(tmp_path: Path) -> None:

@@ -129,6 +129,8 @@ def test_one_broken_preset_does_not_hide_the_others(tmp_path: Path, caplog: pyte
     assert "did you mean 'steps'" in caplog.text
     assert list(problems(tmp_path)) == [broken] and "stps" in problems(tmp_path)[broken]
     assert problems(tmp_path / "nowhere") == {}
+    with pytest.raises(StudioError, match="stps"):  # asked for by name: why it can't be had, not that there is none
+        load_preset("svdiff", broken.stem, folder=tmp_path)
 
 
 @pytest.mark.parametrize("method", method_names())

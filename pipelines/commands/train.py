@@ -138,7 +138,7 @@ def _what(options: argparse.Namespace, scratch: Path) -> _What:
     classes = options.class_data
     if classes is not None:
         found = mudi.read_dataset(classes, mudi.CLASS_FILE)
-        mudi.check_classes(dataset, found)
+        mudi_folders.check_classes(dataset, found)
         classes = mudi_folders.renamed_classes(found, scratch / "classes", called)
     return _What([folders[name] for name in names], [s.noun for s in subjects], names, rare_word, classes)
 

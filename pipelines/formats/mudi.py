@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
-from pipelines.files import printable, write_atomic
+from pipelines.files import name_key, printable, write_atomic
 from pipelines.photos import Photo, load_photo
 from pipelines.sources import ClassPicture
 from pipelines.tokens import check_token
@@ -89,13 +89,6 @@ def read_phrases(file: Path) -> dict[str, str]:
     """The subjects' words by id, from the first line alone. StudioError, with file and line, when it names none."""
     number, content = next(_lines(file), (1, {}))
     return _phrases(f"{file.name}, line {number}", content, twins=False)
-
-
-def check_classes(dataset: Dataset, classes: Dataset) -> None:
-    """StudioError when class pictures are of other ids than the photos: nothing would tie them together."""
-    if dataset.phrases.keys() != classes.phrases.keys():
-        here, there = (", ".join(sorted(one.phrases)) for one in (dataset, classes))
-        raise StudioError(f"{CLASS_FILE} is about {there}, but {FILE} about {here}. Use the same ids in both.")
 
 
 def subjects_of(dataset: Dataset, names: Mapping[str, str] | None = None) -> tuple[tuple[Subject, ...], str]:
@@ -240,6 +233,10 @@ def _phrases(where: str, content: dict[str, Any], *, twins: bool) -> dict[str, s
     for id, phrase in named.items():
         if not isinstance(phrase, str) or not phrase.strip():
             raise StudioError(f"{where}: '{printable(id)}' needs a phrase, such as \"olis drink can\".")
+    keys = [name_key(id) for id in named]
+    alike = [id for id, key in zip(named, keys, strict=True) if keys.count(key) > 1]
+    if alike:
+        raise StudioError(f"{where}: {' and '.join(map(repr, alike))} are too much alike. Give each its own name.")
     said = [" ".join(phrase.casefold().split()) for phrase in named.values()]
     twice = next((phrase for phrase in said if said.count(phrase) > 1), None)
     if twice and not twins:
@@ -284,8 +281,10 @@ def _photo(dataset: Dataset, row: Row, name: str, short_side: int) -> Photo:
 
 
 def _token(where: str, id: str, names: Mapping[str, str] | None) -> str:
+    if names and names.get(id, id) != id:
+        return check_token(f"<{names[id]}>")  # a person's own word, not the file's
     try:
-        return check_token(f"<{(names or {}).get(id, id)}>")
+        return check_token(f"<{id}>")
     except StudioError as error:
         raise StudioError(f"{where}: {error}") from error
 
