@@ -86,6 +86,9 @@ _WHERE = {
     "discovered_masks": "mask_files",
     "load_segmenter": "segmenter",
     "EMBEDDED": "segmenter",
+    "read_dataset": "formats.mudi",
+    "subjects_of": "formats.mudi",
+    "unpack": "formats.mudi_folders",
 }
 
 __all__ = sorted(_WHERE)

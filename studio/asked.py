@@ -86,10 +86,10 @@ def filled(studio: Studio, recipe: dict[str, Any]) -> dict[str, Any]:
     values = {name: request[name] for name in _SAME if name in request}
     values |= {
         "negative": request.get("negative") or "",
-        "seed": str(seeds[0]) if seeds else "",
-        "count": max(1, min(len(seeds), MOST_PICTURES)),
         "words": list(recipe.get("attention", [])),
     }
+    if seeds:
+        values |= {"seed": str(seeds[0]), "count": min(len(seeds), MOST_PICTURES)}
     values |= {name: request.get(name, usual) for name, usual in _OPTIONS.items()}
     values |= layout_values(request.get("layout"))
     known = {concept.name for concept in studio.library.concepts()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +24,7 @@ SHOWS = "shows.json"
 MOST_PHOTOS = 200
 MOST_BYTES = 64_000_000  # one uploaded file
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".txt")
+MUDI = "metadata.jsonl"
 SHOWN = 512  # short side in pixels at which a photo is looked at
 
 
@@ -50,8 +53,8 @@ class Datasets:
         found: Path = self.workspace.folder(self.workspace.datasets, dataset, "photo set")
         return found
 
-    def about(self, dataset: str) -> dict[str, str]:
-        """What a set says it shows: {"noun", "name", "rare"}; {} for most."""
+    def about(self, dataset: str) -> dict[str, Any]:
+        """What a set says it shows: {"noun", "name", "rare": its rare word or "", "with": other sets}; {} for most."""
         path = self.folder(dataset) / META / SHOWS
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
@@ -69,6 +72,8 @@ class Datasets:
         All or nothing: the set with the new files is read as training would read it before anything is kept.
         """
         title = clean_name(title or "Photos", "name of the photo set")
+        if any(path.name == MUDI for path in files):
+            return self._add_mudi(files)
         _check(files)
         self.workspace.need(3 * sum(path.stat().st_size for path in files), "the photos")
         notes: list[str] = []
@@ -85,6 +90,37 @@ class Datasets:
             for name in added:
                 write_atomic(folder / name, (trial / name).read_bytes())
         return folder.name, notes
+
+    def _add_mudi(self, files: Sequence[Path]) -> tuple[str, list[str]]:
+        """A folder in MuDI's form, uploaded: a new set for each subject, which says what it shows and who the others
+        are. Gives the first one's id."""
+        from pipelines import read_dataset, subjects_of, unpack
+
+        _check([path for path in files if path.name != MUDI])
+        self.workspace.need(3 * sum(path.stat().st_size for path in files), "the photos")
+        with tempfile.TemporaryDirectory(prefix="attune-photos-") as temporary:
+            flat, made = Path(temporary) / "flat", Path(temporary) / "made"
+            flat.mkdir()
+            for path in files:
+                shutil.copyfile(path, flat / (path.name if path.name == MUDI else _safe_name(path.name)))
+            dataset = read_dataset(flat)
+            nouns = {id: subject.noun for id, subject in zip(dataset.phrases, subjects_of(dataset)[0], strict=True)}
+            called = {id: _word(noun, id) for id, noun in nouns.items()}
+            if len(set(called.values())) < len(called):
+                called = {id: id for id in called}
+            subjects, rare = subjects_of(dataset, called)
+            folders = unpack(dataset, made, names=called)
+            rares = [*rare.split(), *[""] * len(subjects)]
+            sets = [self._new(subject.noun) for subject in subjects]
+            for subject, own, folder in zip(subjects, rares, sets, strict=False):
+                name = subject.token.strip("<>")
+                about = {"noun": subject.noun, "name": name, "rare": own}
+                about["with"] = [other.name for other in sets if other != folder]
+                write_atomic(folder / META / SHOWS, json.dumps(about).encode())
+                for path in folders[name].iterdir():
+                    write_atomic(folder / path.name, path.read_bytes())
+        told = " and ".join(f"<{subject.token.strip('<>')}> ({subject.noun})" for subject in subjects)
+        return sets[0].name, [f"{MUDI} names {told}, a photo set each."]
 
     def _new(self, title: str) -> Path:
         folder = self.workspace.datasets / new_id(title)
@@ -155,6 +191,12 @@ def _safe_name(name: str) -> str:
     if clean.startswith(".") or any(mark in clean for mark in '/\\:*?"<>|'):
         raise StudioError(f"'{clean}' has a sign that file names can't have everywhere. Rename it.")
     return clean
+
+
+def _word(noun: str, otherwise: str) -> str:
+    """A name made of a noun: "blue drink can" -> "blue-drink-can"."""
+    name = "-".join(re.findall(r"\w+", noun.casefold()))
+    return name if re.fullmatch(r"[^\W\d_][\w-]{0,40}", name) else otherwise
 
 
 def _is_id(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pipelines import Event, Finished, JobRecord, StudioError, Wish, discard, ge
 from studio.jobs import Job
 from studio.session import Studio
 
+RARE_WORDS = ("sks", "olis", "hta", "ukj", "pll", "ohwx")  # as many as a form has things
 EXAMPLE = "example"  # stands for the bundled photos where a photo set is named
 
 
@@ -31,6 +32,22 @@ class Training:
         """All that is to be learned, each with its own photo set."""
         first = {"photos": self.photos, "noun": self.noun, "name": self.name}
         return [first, *(one | {"photos": one["photos"] or self.photos} for one in self.more)]
+
+
+def with_rare_words(studio: Studio, wish: Training) -> tuple[Training, str]:
+    """The wish with a rare word for each thing where its method needs them, and a sentence when some were added.
+
+    Those that the photo sets bring (MuDI's do) go before ours.
+    """
+    written = wish.params.get("rare_word")
+    things = wish.things()
+    if not written or len(things) == 1 or len(written.split()) >= len(things):
+        return wish, ""
+    sets = [{} if one["photos"] == EXAMPLE else studio.datasets.about(one["photos"]) for one in things]
+    own = [about.get("rare", "") for about in sets]
+    spare = [word for word in dict.fromkeys((*written.split(), *RARE_WORDS)) if word not in own]
+    words = " ".join(word or spare.pop(0) for word in own)
+    return replace(wish, params=wish.params | {"rare_word": words}), f" Rare words: {words}."
 
 
 def photo_folder(studio: Studio, photos: str) -> Path:

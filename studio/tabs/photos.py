@@ -28,7 +28,7 @@ ADVICE = (
 )
 HOW = (
     "PNG, JPEG or WebP, three to ten of one thing. A mask is named like its photo: cat.jpg and cat-masklabel.png "
-    "(white = the subject); a caption is cat.txt."
+    "(white = the subject); a caption is cat.txt. Or a folder of MuDI's: all its files with metadata.jsonl."
 )
 
 
@@ -43,7 +43,7 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
             _choices(studio), value=_first(studio), label="Photos", elem_id="train-photos", scale=3, min_width=160
         )
         upload = gr.UploadButton(
-            "Add photos", file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt"],
+            "Add photos", file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt", ".jsonl"],
             elem_id="train-upload", scale=1, min_width=120,
         )  # fmt: skip
     shown = cards("train-gallery", "Photos")

@@ -86,6 +86,7 @@ def _wire(
     )
     for box, noun, name in zip([chosen, *things.photos], things.nouns, things.names, strict=True):
         box.change(lambda *given: _known(studio, *given), [box, noun, name], [noun, name], **QUIET)
+    chosen.change(lambda given: _together(studio, given), chosen, [*shown, *things.photos], **QUIET)
 
 
 def _rows(count: int) -> list[Any]:
@@ -108,6 +109,17 @@ def _known(studio: Studio, chosen: str, noun: str, name: str) -> list[Any]:
     example = photos.example_about(studio)
     untouched = bool(noun) and (noun, name) == (example["noun"], example["name"])
     return ["", ""] if untouched else [gr.skip(), gr.skip()]
+
+
+def _together(studio: Studio, chosen: str) -> list[Any]:
+    """Rows for the sets that came together with this one."""
+    others = studio.datasets.about(chosen).get("with", []) if chosen not in (EXAMPLE, SAME, None) else []
+    known = {each.id for each in studio.datasets.all()}
+    others = [other for other in others if other in known][: MOST - 1]
+    if not others:
+        return [gr.skip() for _ in range(MOST + 3 + MOST - 1)]
+    boxes = [gr.update(choices=_sets(studio), value=other) for other in others]
+    return [*_rows(1 + len(others)), *boxes, *(gr.skip() for _ in range(MOST - 1 - len(others)))]
 
 
 def read(given: Sequence[Any]) -> list[dict[str, str]]:

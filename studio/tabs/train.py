@@ -17,7 +17,7 @@ from studio.parts.message import answering, done
 from studio.parts.runs import runs, runs_markup, wants_discard
 from studio.session import Studio
 from studio.tabs import masks, photos, things
-from studio.work import Training, discard_training, resume_training, start_training, waiting
+from studio.work import Training, discard_training, resume_training, start_training, waiting, with_rare_words
 
 TITLE = "Train"
 ID = "train"
@@ -124,8 +124,9 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
             )
             things.complete([first, *more])
             ahead = len(studio.jobs.active())
+            wish, told = with_rare_words(studio, wish)
             job = start_training(studio, wish)
-            return (done(f"{job.title.removeprefix('Train ')} is being trained.{waiting(ahead)}"),)
+            return (done(f"{job.title.removeprefix('Train ')} is being trained.{told}{waiting(ahead)}"),)
 
         asks = [asked.photos, seed, *boxes.values(), *asked.things.all]
         button.click(train, asks, [message], api_visibility="private")
