@@ -19,6 +19,7 @@ from pipelines.files import save_tensors
 from pipelines.formats.cones_config import Config, read_config
 from pipelines.formats.json_lines import read_located
 from pipelines.intake import load_tensors
+from pipelines.layout import bind
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.results import again, make_pictures
@@ -105,6 +106,20 @@ def test_a_token_that_is_not_on_its_word_is_honoured_with_a_warning(model: Model
     assert len(notes) == 2
     assert "guidance.json, line" in notes[0] and "token 4, which is 'a'; 'toy' would be token 5" in notes[0]
     assert "token 76, which is no word" in notes[1] and "'dog' would be token 9" in notes[1]
+
+
+def test_the_forks_mistaken_configuration_is_painted_with_a_word_about_each_mistake(model: Model, folder: Path) -> None:
+    """Two numbers are one off after the comma, and "dog" has two colours of which one claims both."""
+    one = element(subject_list=[["<dog>", 2], ["<toy_cat>", 4], ["<dog6>", 8]])
+    runs = paint_configs(Workspace(folder / "w"), model, read_config(written(folder, one)), REQUEST, out=folder / "out")
+    told = [event.text for run in runs for event in run if isinstance(event, Note)]
+    assert ["token 4" in told[0], "token 8" in told[1], "claim the same words" in told[2]] == [True] * 3
+    assert len(told) == 3 and all("line" in text for text in told[:2])
+    (config,) = read_config(folder / "guidance.json")
+    request, _ = config_request(model, config, REQUEST)
+    assert request.layout is not None
+    tokens = {one.region.words: one.tokens for one in bind(request.layout, model.tokenize(PROMPT))}
+    assert tokens == {"dog,": (2, 3), "toy cat": (5, 6), "dog": (9,)}  # the original forbids token 2 everywhere
 
 
 def test_a_subject_may_name_its_word_and_occurrence(model: Model, folder: Path) -> None:

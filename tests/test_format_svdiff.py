@@ -93,6 +93,14 @@ def test_names_and_counts_are_the_published_ones(
         assert len(words["text_model.encoder.layers.0.layer_norm1.delta"]) == 1
 
 
+@pytest.mark.parametrize(("kind", "norms"), [("sd1", 109 + 25), ("sd2", 109 + 47)])
+def test_norms_learn_at_their_own_rate(kind: str, norms: int) -> None:
+    model, params = real_size(kind), svdiff.Params()
+    with svdiff.attach(model, params, [CAT]) as adapter:
+        counts = {group["lr"]: len(group["params"]) for group in adapter.param_groups(svdiff.stages(params)[0])}
+    assert counts[1e-6] == norms and set(counts) == {1e-3, 1e-6}
+
+
 @pytest.mark.parametrize(
     ("layers", "kilobytes"),
     [("1d", 430), ("2d", 617), ("4d", 355), ("ca", 194), ("ca-kv", 84.8), ("up", 789), ("down", 469), ("mid", 135)]

@@ -6,12 +6,15 @@ from itertools import permutations
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from pipelines.attention.probe import find_sites
 from pipelines.errors import StudioError
 from pipelines.fulltune import FullTune, fulltune
 from pipelines.lora import lora
 from pipelines.model import Model
+from tests.test_format_svdiff import real_size
 from tests.tiny import tiny_model
 
 
@@ -46,6 +49,36 @@ def test_every_parameter_of_the_unet_is_there_once(kind: str) -> None:
         assert tuned.names() == crossing and len(crossing) % 5 == 0  # q, k, v, out and out's bias: 80 in SD
     with fulltune(model, "rest") as tuned:
         assert tuned.names() == every - crossing
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "parameters"), [("sd1", 16, 43_962_560), ("sd2", 16, 50_352_320), ("sdxl", 70, 545_670_400)]
+)
+def test_cross_attention_is_as_large_as_published(kind: str, layers: int, parameters: int) -> None:
+    """AttnDreamBooth's second stage: 80 tensors and 50 million numbers of SD 2.1."""
+    model = real_sdxl() if kind == "sdxl" else real_size(kind)
+    with fulltune(model, "cross-attention") as tuned:
+        assert len(tuned.names()) == 5 * layers
+        assert sum(value.numel() for value in tuned.parameters()) == parameters
+    assert sum(site.kind == "cross" for site, _ in find_sites(model.unet)) == layers
+
+
+def real_sdxl() -> Model:
+    """SDXL's UNet without its numbers."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    return Model("sdxl", "sdxl", "", (), (), unet, None, {})
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
