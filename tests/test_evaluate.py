@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipelines.__main__ import main
 from pipelines.concept import Concept, Subject, Trained
 from pipelines.errors import StudioError
 from pipelines.evaluate import report
 from pipelines.evaluate.encoders import Clip, DinoClass, unit
+from pipelines.evaluate.masked import photos_of
+from pipelines.evaluate.painted import read_shown
 from pipelines.evaluate.prompts import default_prompts, read_prompts, with_subject, without_subject
-from pipelines.evaluate.protocol import Evaluation, Measured, Shown, Wish, alone, evaluate, measure
-from pipelines.events import Finished, Picture, Snapshot
+from pipelines.evaluate.protocol import Evaluation, Measured, Shown, Wish, alone, evaluate, evaluate_painted, measure
+from pipelines.events import Event, Finished, Note, Picture, Snapshot
 from pipelines.learned_tokens import learned_tokens
+from pipelines.library import Library
 from pipelines.photos import Photo
 from pipelines.toybox.evaluation import clip_scores
+from pipelines.workspace import Workspace
 from tests.tiny import tiny_model
 
 CAT = Subject("<my-cat>", "cat")
@@ -229,3 +235,128 @@ def test_the_command_says_what_is_missing(
 ) -> None:
     assert main(["evaluate", *words, "--workspace", str(tmp_path)]) == 2
     assert reason in capsys.readouterr().err
+
+
+def concept_of_cat() -> Trained:
+    return Trained(Concept("my-cat", (CAT,), "textual_inversion", {"id": "toybox", "fingerprint": ""}), {})
+
+
+def finished(events: Iterable[Event]) -> Evaluation:
+    *_, last = events
+    assert isinstance(last, Finished)
+    found: Evaluation = last.value
+    return found
+
+
+def test_masks_are_found_where_nobody_painted_any() -> None:
+    """On a real base: every photo and picture gets one, painted ones stay, and the masked measure is taken."""
+    model = tiny_model("sd1")
+    with learned_tokens(model, [CAT]) as learned:
+        tensors = learned.tensors()
+    base = {"id": model.id, "fingerprint": model.fingerprint}
+    trained = Trained(Concept("my-cat", (CAT,), "textual_inversion", base), tensors)
+    painted = np.zeros((8, 8), np.uint8)
+    painted[2:4, 2:4] = 255
+    wish = Wish(("a photo of a {}",), images=2, steps=1, masked=True)
+    events = list(evaluate(model, (trained, 1.0), [photo(RED), photo(GREEN, painted)], wish, Colours()))
+    (row,) = finished(events).rows
+    assert list(row.values) == ["identity", "text_bare", "text_named", "identity_masked"]
+    assert any(isinstance(event, Note) and "attention" in event.text for event in events)
+    plain = list(evaluate(model, (trained, 1.0), [photo(RED)], replace(wish, masked=False), Colours()))
+    for one, other in zip(row.pictures, finished(plain).rows[0].pictures, strict=True):
+        assert np.array_equal(one, other)  # looking for masks leaves the base as it was
+
+
+def test_a_photo_in_which_the_subject_was_not_found_is_no_reference() -> None:
+    mask, empty = np.full((8, 8), 255, np.uint8), np.zeros((8, 8), np.uint8)
+    shown = [Shown("a {}", (RED,), (mask,))]
+    (found,) = measure(shown, [photo(RED, mask), photo(GREEN, empty)], "cat", Colours())
+    assert found.values["identity_masked"][0] == pytest.approx(1, abs=1e-6)
+    (nowhere,) = measure(shown, [photo(RED, empty)], "cat", Colours())
+    assert "identity_masked" not in nowhere.values
+
+
+def test_of_several_subjects_only_its_own_mask_counts() -> None:
+    mine, other = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8)
+    mine[:4], other[4:] = 255, 255
+    both = replace(photo(RED), masks={"my-cat": mine, "dog": other}, path=Path("a.png"))
+    (kept,) = photos_of([both, replace(both, shows=("dog",))], CAT)
+    assert kept.masks == {"my-cat": mine} and list(both.masks) == ["my-cat", "dog"]
+    assert photos_of([photo(RED, mine)], CAT)[0].masks[""] is mine
+    with pytest.raises(StudioError, match="no photos"):
+        photos_of([replace(both, shows=("dog",))], CAT)
+
+
+def pictures(folder: Path) -> Path:
+    """Two of ours, of A1111, with a caption and a mask, and two that don't say."""
+    from PIL import PngImagePlugin
+
+    from pipelines.pictures import save_picture
+
+    folder.mkdir()
+    request = {"prompt": "a  <my-cat> on a red sofa", "negative": None, "steps": 1, "scheduler": "ddim", "guidance": 1}
+    recipe = {"request": request | {"width": 8, "height": 8}, "concepts": [], "seed": 0, "versions": {"attune": "0"}}
+    for name in ("1", "2"):
+        save_picture(folder / f"{name}.png", RED, recipe | {"base": {"id": "x", "fingerprint": "f", "kind": "sd1"}})
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "a <my-cat> at night\nSteps: 1, Sampler: DDIM, Seed: 3, Size: 8x8")
+    Image.fromarray(GREEN).save(folder / "3.png", pnginfo=text)
+    Image.fromarray(YELLOW).save(folder / "4.jpg")
+    (folder / "4.txt").write_text("a {} at night")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5] = 255
+    Image.fromarray(mask).save(folder / "4-masklabel.png")
+    Image.fromarray(RED).save(folder / "5.png")
+    Image.fromarray(RED).save(folder / "6.png")
+    (folder / "6.txt").write_text("<my-cat> and <my-cat>")
+    Image.fromarray(RED).save(folder / "all_images.png")
+    return folder
+
+
+def test_pictures_that_are_there_are_read_by_their_prompts(tmp_path: Path) -> None:
+    notes: list[str] = []
+    shown = read_shown(pictures(tmp_path / "painted"), CAT, notes)
+    assert [(one.prompt, len(one.pictures)) for one in shown] == [("a {} on a red sofa", 2), ("a {} at night", 2)]
+    assert [mask is not None for mask in shown[1].masks] == [False, True]
+    assert [note.split()[0] for note in notes] == ["5.png", "6.png"] and "say <my-cat> once" in notes[0]
+    with pytest.raises(StudioError, match="painted from a prompt with <my-dog>"):
+        read_shown(saved(tmp_path / "other", RED), Subject("<my-dog>", "dog"))
+
+
+def saved(folder: Path, *images: Picture) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
+
+
+def test_they_are_measured_like_painted_ones(tmp_path: Path) -> None:
+    shown = read_shown(pictures(tmp_path / "painted"), CAT)
+    found = finished(evaluate_painted(concept_of_cat(), [photo(RED)], shown, Colours()))
+    (sofa, night) = found.rows
+    np.testing.assert_allclose(sofa.values["identity"], [1, 1], atol=1e-6)
+    np.testing.assert_allclose(night.values["identity"][0], 0, atol=1e-6)
+    assert found.settings == {"pictures": 4, "painted": "before"} and "identity_masked" not in night.values
+    own = finished(evaluate_painted(concept_of_cat(), [photo(RED, np.full((8, 8), 255, np.uint8))], shown, Colours()))
+    assert np.isnan(own.rows[1].values["identity_masked"][0]) and own.rows[1].values["identity_masked"][1] > 0.5
+    events = list(evaluate_painted(concept_of_cat(), [photo(RED)], shown, Colours(), masker=tiny_model("sd1")))
+    assert "identity_masked" in finished(events).rows[0].values
+
+
+def test_the_command_measures_pictures_without_painting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Workspace(tmp_path / "home")
+    Library(home).save(Trained(concept_of_cat().concept, {"x": torch.zeros(1)}))
+    painted, data = pictures(tmp_path / "painted"), saved(tmp_path / "photos", RED, YELLOW)
+    line = ["evaluate", "--concept", "my-cat", "--data", str(data), "--pictures", str(painted)]
+    line += ["--workspace", str(home.root), "--device", "cpu"]
+    assert main([*line, "--out", str(tmp_path / "out"), "--json"]) == 0, capsys.readouterr()
+    said = capsys.readouterr()
+    rows = json.loads(said.out)["rows"]
+    assert [row["prompt"] for row in rows] == ["all prompts", "a {} on a red sofa", "a {} at night"]
+    assert rows[0]["identity"]["n"] == 4 and "5.png is left out" in said.err and "Loading the base" not in said.err
+    assert (tmp_path / "out" / "report.html").is_file()
+    for extra, reason in (
+        (["--concept", "my-cat"], "--pictures are of one --concept"),
+        (["--prompts", "x.txt"], "Leave --prompts out"),
+    ):
+        assert main([*line, *extra]) == 2 and reason in capsys.readouterr().err

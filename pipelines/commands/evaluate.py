@@ -13,13 +13,22 @@ from pipelines.errors import StudioError
 from pipelines.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pipelines.concept import Trained
+    from pipelines.evaluate.encoders import Clip, DinoClass
     from pipelines.evaluate.protocol import Evaluation
+    from pipelines.events import Event
+    from pipelines.model import Model
+    from pipelines.photos import Photo
 
 EXAMPLE = """examples:
   python -m pipelines evaluate --concept my-cat --data photos --out evaluation
   python -m pipelines evaluate --concept my-cat --concept my-cat-2 --data photos --prompts prompts.txt --masked
+  python -m pipelines evaluate --concept my-cat --data photos --pictures painted --out evaluation
   python -m pipelines evaluate --concept my-cat --data photos --clip openai/clip-vit-base-patch32 --dino DINO
+
+With --pictures nothing is painted: each picture's prompt is read from the picture, or from x.txt beside it.
 
 A prompt has {} for the subject, one prompt a line. Identity is measured against the photos; text against the prompt
 without the subject, and with its category. Read them together: leaving the subject out raises the first of these."""
@@ -32,6 +41,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
         "--concept", action="append", default=[], metavar="NAME[:STRENGTH]", help="what to measure; repeatable"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with photos of the subject")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="measure pictures that were painted before")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line, {} for the subject")
     parser.add_argument("--images", type=int, default=8, help="pictures of each prompt (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
@@ -52,39 +62,31 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         raise StudioError("Name what to measure: --concept NAME, as in 'python -m pipelines list'.")
     if not options.data.is_dir():
         raise StudioError(f"There is no folder {options.data}. Name the one with the photos: --data DIR.")
+    if options.pictures is not None and (len(options.concept) > 1 or options.prompts):
+        raise StudioError("--pictures are of one --concept and bring their prompts. Leave --prompts out.")
     from pipelines.evaluate.encoders import Clip, DinoClass
-    from pipelines.evaluate.prompts import default_prompts, read_prompts
-    from pipelines.evaluate.protocol import Wish, evaluate
     from pipelines.evaluate.report import as_json, as_text, write_report
+    from pipelines.loading import accelerator
     from pipelines.photos import load_photos
 
-    prompts = read_prompts(options.prompts) if options.prompts else None
     concepts = _concepts(options)
-    model = open_base(options, terminal, options.base or _base_of(concepts[0][0]))
-    if options.clip is None and model.kind != "toybox":
+    model = None
+    if options.pictures is None or options.masked:  # else there is nothing to paint, and nobody to find masks
+        model = open_base(options, terminal, options.base or _base_of(concepts[0][0]))
+    kind = model.kind if model else concepts[0][0].concept.base_model.get("id", "")
+    if options.clip is None and kind != "toybox":
         raise StudioError(
             "Toybox's CLIP knows only its own world. Name one for photos: --clip openai/clip-vit-base-patch32, or a "
             "folder."
         )
-    wish = Wish(
-        prompts or default_prompts(model.kind),
-        images=options.images,
-        steps=options.steps,
-        guidance=options.guidance,
-        scheduler=options.scheduler,
-        seed=options.seed,
-        masked=options.masked,
-    )
     notes: list[str] = []
-    photos = load_photos(options.data, short_side=model.native_size, notes=notes)
+    photos = load_photos(options.data, short_side=model.native_size if model else 0, notes=notes)
+    device = str(model.device) if model else options.device or accelerator()
+    looks = Clip(options.clip or "toybox", device), DinoClass(options.dino, device) if options.dino else None
+    runs = _runs(options, model, concepts, photos, looks, notes)
     for note in notes:
         terminal.say(note)
-    device = str(model.device)
-    clip = Clip(options.clip or "toybox", device)
-    dino = DinoClass(options.dino, device) if options.dino else None
-    found: list[Evaluation] = [
-        terminal.watch(evaluate(model, concept, photos, wish, clip, dino)) for concept in concepts
-    ]
+    found: list[Evaluation] = [terminal.watch(events) for events in runs]
     written = write_report(options.out, found) if options.out else []
     said = [f"Written: {path}" for path in written]
     terminal.result(
@@ -92,6 +94,36 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         *as_text(found, overall=bool(options.out)),
         *said,
     )
+
+
+def _runs(
+    options: argparse.Namespace,
+    model: Model | None,
+    concepts: list[tuple[Trained, float]],
+    photos: list[Photo],
+    looks: tuple[Clip, DinoClass | None],
+    notes: list[str],
+) -> list[Iterator[Event]]:
+    """One run a concept; pictures that are there already are read first."""
+    from pipelines.evaluate.painted import read_shown
+    from pipelines.evaluate.prompts import default_prompts, read_prompts
+    from pipelines.evaluate.protocol import Wish, evaluate, evaluate_painted
+
+    if options.pictures is not None:
+        trained = concepts[0][0]
+        shown = read_shown(options.pictures, trained.concept.subjects[0], notes)
+        return [evaluate_painted(trained, photos, shown, *looks, masker=model)]
+    assert model is not None
+    wish = Wish(
+        read_prompts(options.prompts) if options.prompts else default_prompts(model.kind),
+        images=options.images,
+        steps=options.steps,
+        guidance=options.guidance,
+        scheduler=options.scheduler,
+        seed=options.seed,
+        masked=options.masked,
+    )
+    return [evaluate(model, concept, photos, wish, *looks) for concept in concepts]
 
 
 def _concepts(options: argparse.Namespace) -> list[tuple[Trained, float]]:

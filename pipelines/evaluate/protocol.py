@@ -13,16 +13,17 @@ The published protocol takes 64 pictures a prompt, 50 DDIM steps and a guidance 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import StudioError
+from pipelines.evaluate.masked import photos_of, with_found_masks
 from pipelines.evaluate.prompts import with_subject, without_subject
-from pipelines.events import Event, Finished, Note, Progress, Snapshot
+from pipelines.events import Event, Finished, Progress, Snapshot
 
 if TYPE_CHECKING:
     from pipelines.concept import Trained
@@ -126,10 +127,9 @@ def evaluate(
     StudioError for a concept of another base, no photos, or prompts that can't be painted.
     """
     wish.check()
-    if not photos:
-        raise StudioError("There are no photos to compare with. Name the folder the concept was learned from.")
     trained, strength = concept
     subject = trained.concept.subjects[0]
+    photos = photos_of(photos, subject)
     shown: list[Shown] = []
     for number, prompt in enumerate(wish.prompts):
         pictures = []
@@ -139,7 +139,7 @@ def evaluate(
             yield Progress(STAGE, number * wish.images + len(pictures), len(wish.prompts) * wish.images)
         shown.append(Shown(prompt, tuple(picture for picture in pictures if picture is not None)))
     if wish.masked:
-        photos, shown = yield from _masked(model, photos, shown, subject.noun)
+        photos, shown = yield from with_found_masks(model, photos, shown, subject.noun)
     settings: dict[str, object] = {
         "strength": strength,
         "images": wish.images,
@@ -147,11 +147,45 @@ def evaluate(
         "guidance": wish.guidance,
     }
     settings |= {"scheduler": wish.scheduler, "seed": wish.seed, "base": model.id}
-    found = measure(shown, photos, subject.noun, clip, dino)
+    yield Finished(_evaluation(trained, shown, photos, clip, dino, settings))
+
+
+def evaluate_painted(
+    trained: Trained,
+    photos: Sequence[Photo],
+    shown: Sequence[Shown],
+    clip: LookAndRead,
+    dino: Look | None = None,
+    *,
+    masker: Model | None = None,
+) -> Iterator[Event]:
+    """`evaluate` for pictures that were painted before (see `read_shown`); ends with Finished(Evaluation).
+
+    With `masker`, a base without anything attached, masks that nobody painted are found, and the masked measures taken;
+    without it they are taken where all photos have masks. StudioError without photos.
+    """
+    subject = trained.concept.subjects[0]
+    photos, pictures = photos_of(photos, subject), list(shown)
+    if masker is not None:
+        photos, pictures = yield from with_found_masks(masker, photos, pictures, subject.noun)
+    settings: dict[str, object] = {"pictures": sum(len(one.pictures) for one in pictures), "painted": "before"}
+    yield Finished(_evaluation(trained, pictures, photos, clip, dino, settings))
+
+
+def _evaluation(
+    trained: Trained,
+    shown: Sequence[Shown],
+    photos: Sequence[Photo],
+    clip: LookAndRead,
+    dino: Look | None,
+    settings: dict[str, object],
+) -> Evaluation:
+    concept = trained.concept
+    noun = concept.subjects[0].noun
     looks = {"clip": clip.name} | ({"dino": dino.name} if dino else {})
     images = tuple(photo.image for photo in photos)
-    name, method = trained.concept.name, trained.concept.method
-    yield Finished(Evaluation(name, subject.noun, method, looks, found, images, settings))
+    rows = measure(shown, photos, noun, clip, dino)
+    return Evaluation(concept.name, noun, concept.method, looks, rows, images, settings)
 
 
 def measure(
@@ -163,15 +197,20 @@ def measure(
 ) -> tuple[Measured, ...]:
     """The numbers of pictures that are there already: identity, text_bare, text_named, dino, and their masked kin.
 
-    Masked ones are measured when every photo has a mask and any picture has; a picture without its own gives NaN.
+    Masked ones are measured when every photo has a mask and any picture has; a picture without its own gives NaN, and a
+    photo whose mask is empty (the subject wasn't found in it) is compared whole alone.
     """
     masks = [subject_mask(photo) for photo in photos]
     looks: dict[str, Look] = {"identity": clip} | ({"dino": dino} if dino else {})
     whole = {key: look.pictures([photo.image for photo in photos]) for key, look in looks.items()}
     cut: dict[str, Features] = {}
     if all(mask is not None for mask in masks) and any(mask is not None for one in shown for mask in one.masks):
-        pairs = [(photo.image, mask) for photo, mask in zip(photos, masks, strict=True) if mask is not None]
-        cut = {key: look.pictures([alone(*pair, look.blank) for pair in pairs]) for key, look in looks.items()}
+        pairs = [(photo.image, mask) for photo, mask in zip(photos, masks, strict=True) if _marks(mask)]
+        cut = (
+            {}
+            if not pairs
+            else {key: look.pictures([alone(*pair, look.blank) for pair in pairs]) for key, look in looks.items()}
+        )
     found = []
     for one in shown:
         seen = clip.pictures(one.pictures)
@@ -211,6 +250,11 @@ def alone(picture: Picture, mask: Mask, blank: tuple[int, int, int]) -> Picture:
     return square
 
 
+def _marks(mask: Mask | None) -> TypeGuard[Mask]:
+    """Whether there is a mask, and anything in it."""
+    return mask is not None and bool((mask > 127).any())
+
+
 def _against(seen: Features, others: Features) -> Values:
     """Each picture's mean cosine with all of `others`."""
     return (seen.astype(np.float64) @ others.astype(np.float64).T).mean(1)
@@ -218,7 +262,7 @@ def _against(seen: Features, others: Features) -> Values:
 
 def _masked_values(one: Shown, look: Look, reference: Features) -> Values:
     values = np.full(len(one.pictures), np.nan)
-    places = [place for place, mask in enumerate(one.masks) if mask is not None and (mask > 127).any()]
+    places = [place for place, mask in enumerate(one.masks) if _marks(mask)]
     if places:
         parts = [alone(one.pictures[place], one.masks[place], look.blank) for place in places]  # type: ignore[arg-type]
         values[places] = _against(look.pictures(parts), reference)
@@ -240,35 +284,3 @@ def _painted(model: Model, concept: tuple[Trained, float], prompt: str, wish: Wi
     )
     events = generate(model, request, concepts=[concept])
     return (event for event in events if isinstance(event, Snapshot) and event.image is not None)
-
-
-def _masked(
-    model: Model, photos: Sequence[Photo], shown: Sequence[Shown], noun: str
-) -> Generator[Event, None, tuple[Sequence[Photo], list[Shown]]]:
-    """The same photos and pictures with masks: painted ones where there are any, else those the base's own attention
-    gives for the noun (with nothing attached)."""
-    from pathlib import Path
-
-    from pipelines.photos import Photo
-
-    yield Note("Masks come from the base's own attention where none were painted.")
-    missing = [photo for photo in photos if not photo.masks]
-    pictures = [Photo(Path(f"{n}.png"), picture) for n, picture in enumerate(p for one in shown for p in one.pictures)]
-    masks = yield from _refined(model, [*missing, *pictures], noun)
-    own = iter(masks[: len(missing)])
-    photos = [photo if photo.masks else replace(photo, masks={"": next(own)}) for photo in photos]
-    rest = iter(masks[len(missing) :])
-    shown = [replace(one, masks=tuple(next(rest) for _ in one.pictures)) for one in shown]
-    return photos, shown
-
-
-def _refined(model: Model, photos: Sequence[Photo], noun: str) -> Generator[Event, None, list[Mask]]:
-    from pipelines.masks import refined_masks
-
-    found: list[Mask] = []
-    for event in refined_masks(model, photos, [noun]):
-        if isinstance(event, Finished):
-            found = [masks[noun].picture() for masks in event.value]
-        elif isinstance(event, Progress):
-            yield event
-    return found
