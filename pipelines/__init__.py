@@ -89,6 +89,10 @@ _WHERE = {
     "read_dataset": "formats.mudi",
     "subjects_of": "formats.mudi",
     "unpack": "formats.mudi_folders",
+    "StartNoise": "cutouts",
+    "cutouts_of": "cutouts",
+    "chosen": "cutouts",
+    "cut_out": "collage",
 }
 
 __all__ = sorted(_WHERE)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from pipelines import Request, StudioError
 from studio.layouts import Values, layout_of, layout_values
 from studio.parts.chips import split
 from studio.session import Studio
+from studio.starts import start_of
 
 MOST_CONCEPTS = 6
 MOST_PICTURES = 16
 _TOKEN = re.compile(r"<[^<>\s]+>")
 _SAME = ("prompt", "steps", "guidance", "scheduler", "width", "height")  # in a request under the controls' names
-_OPTIONS: dict[str, Any] = {"apart": False, "recur": 0, "ramp": False, "trim": False, "placed": []}
+_OPTIONS: dict[str, Any] = {"apart": False, "recur": 0, "ramp": False, "trim": False, "placed": [], "start": None}
 
 Cast = list[tuple[str, float]]
 
@@ -45,9 +47,14 @@ def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...
         data["layout"] = layout.to_json()
     if values["placed"]:
         data["placed"] = values["placed"]
+    if values["start"]:
+        data["start"] = values["start"]
     request = Request.from_json(data)
     strengths = [values[f"strength-{number}"] for number in range(MOST_CONCEPTS)]
     concepts = _concepts(studio, prompt, dict(zip(values["concepts"] or [], strengths, strict=False)))
+    start = start_of(studio, values, [name for name, _ in concepts], request.layout)
+    if start is not None:
+        request = replace(request, start=start)
     present = {chip.word for chip in split(prompt, studio.base.tokenizer) if chip.kept}
     chosen = [word for word in values["words"] or [] if word in present] or _TOKEN.findall(prompt)
     return request, concepts, tuple(dict.fromkeys(chosen))
@@ -87,6 +94,8 @@ def filled(studio: Studio, recipe: dict[str, Any]) -> dict[str, Any]:
     values |= {
         "negative": request.get("negative") or "",
         "words": list(recipe.get("attention", [])),
+        "start_photos": [],
+        "start_strength": "",
     }
     if seeds:
         values |= {"seed": str(seeds[0]), "count": min(len(seeds), MOST_PICTURES)}

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pipelines import Area, Heatmap, Layout, Preview, Progress, Region, Request, StudioError, Workspace
+from pipelines import (
+    Area,
+    Concept,
+    Heatmap,
+    Layout,
+    Preview,
+    Progress,
+    Region,
+    Request,
+    StudioError,
+    Subject,
+    Trained,
+    Workspace,
+    get_method,
+)
 from studio.asked import MOST_CONCEPTS, asked, filled
 from studio.configs import start_opening
 from studio.kept import Kept
@@ -43,7 +59,7 @@ def controls(**changed: Any) -> dict[str, Any]:
         "prompt": PROMPT, "words": [], "concepts": [], "seed": "7", "count": 1, "layout": "", "layout_on": True,
         "placed": [], "negative": "", "steps": 4, "guidance": 7.5, "scheduler": "ddim", "width": 0, "height": 0,
         "apart": False, "guide": 0.08, "guided_steps": "", "outside": -1e8, "figure": False, "recur": 0, "ramp": False,
-        "trim": False,
+        "trim": False, "start": None, "start_photos": [], "start_strength": "",
     }  # fmt: skip
     return plain | {f"strength-{number}": 1.0 for number in range(MOST_CONCEPTS)} | changed
 
@@ -179,3 +195,34 @@ def test_a_configuration_of_cones_opens_with_its_files(tmp_path: Path) -> None:
             start_opening(studio, config(tmp_path, layout=str(tmp_path / "beach.png")))
     finally:
         studio.close()
+
+
+def test_pictures_begin_as_a_collage_of_a_photo_set(studio: Studio, tmp_path: Path) -> None:
+    mask = np.zeros((32, 64), np.uint8)
+    mask[4:20, 2:30] = 255
+    Image.new("RGB", (64, 32), "red").save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "a-masklabel-cat.png")
+    bare, _ = studio.datasets.add([tmp_path / "a.png"], "bare")
+    masked, _ = studio.datasets.add([tmp_path / "a.png", tmp_path / "a-masklabel-cat.png"], "masked")
+    studio.library.save(concept("cat"))
+    values = controls(prompt="a photo of <cat>", start_photos=[masked])
+    request, _, _ = asked(studio, values)
+    assert request.start is not None and request.start.words == ["<cat>"] and not request.start.in_layout
+    assert request.start.gamma == 2 and request.start.cutouts[0].png
+    drawn = drawing([replace(left_and_right()[0], words="<cat>")])
+    placed, _, _ = asked(studio, values | {"layout": drawn, "start_strength": "1.5"})
+    assert placed.start is not None and placed.start.in_layout and placed.start.gamma == 1.5
+    again, _, _ = asked(studio, controls() | filled(studio, {"request": placed.to_json()}))
+    assert again == placed
+    for change, words in (({"start_photos": [bare]}, "no masks"), ({"start_strength": "much"}, "'much'")):
+        with pytest.raises(StudioError, match=words):
+            asked(studio, values | change)
+
+
+def concept(name: str) -> Trained:
+    """One that is only named here."""
+    base = {"id": "x", "fingerprint": ""}
+    params = get_method("residual").Params().model_dump(mode="json")
+    return Trained(
+        Concept(name, (Subject(f"<{name}>", "cat"),), "residual", base, params), {"residual": torch.zeros(1, 32)}
+    )

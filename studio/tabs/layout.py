@@ -47,7 +47,7 @@ def layout_controls() -> Controls:
         message = gr.HTML("", elem_id="layout-message")
     # what stands beside the controls is found under these names by `wire`, and is no input of a picture
     aside = {"_found": found, "_open": opened, "_row": row, "_told": told, "_drop": drop, "_message": message}
-    return {"layout": board, "layout_on": used, "placed": gr.State([])} | aside
+    return {"layout": board, "layout_on": used, "placed": gr.State([]), "start": gr.State(None)} | aside
 
 
 def advanced_controls() -> Controls:
@@ -76,9 +76,18 @@ def advanced_controls() -> Controls:
             )  # fmt: skip
             ramp = gr.Checkbox(label="Falling guidance", info="Twice the CFG at first", elem_id="ramp")
             trim = gr.Checkbox(label="Leave out padding", info="Of short prompts", elem_id="trim")
+        with gr.Row(elem_classes="fields"):
+            begin = gr.Dropdown(
+                [], value=[], multiselect=True, label="Begin as a faint collage of",
+                info="Photo sets with masks: keeps alike subjects apart (MuDI)", elem_id="start-photos",
+            )  # fmt: skip
+            strength = gr.Textbox(
+                label="How strongly", info="0 to 4; empty: 2, from four subjects on 3", placeholder="usual",
+                elem_id="start-strength",
+            )  # fmt: skip
     return {
         "apart": apart, "guide": guide, "guided_steps": steps, "outside": outside, "figure": figure, "recur": recur,
-        "ramp": ramp, "trim": trim,
+        "ramp": ramp, "trim": trim, "start_photos": begin, "start_strength": strength,
     }  # fmt: skip
 
 
@@ -95,9 +104,16 @@ def wire(studio: Studio, page: Page, controls: Controls, aside: Controls) -> Non
     kept = [controls[name] for name in ("prompt", "layout", "layout_on")]
     page.remember(Memory("layout", kept, [board.paint, controls["prompt"].change, controls["layout_on"].change]))
 
-    placed = controls["placed"]
-    placed.change(_placed, placed, [aside["_row"], aside["_told"]], **QUIET)
-    aside["_drop"].click(list, None, placed, **QUIET)
+    brought = [controls["placed"], controls["start"]]
+    gr.on([one.change for one in brought], _brought, brought, [aside["_row"], aside["_told"]], **QUIET)
+    aside["_drop"].click(lambda: ([], None), None, brought, **QUIET)
+    page.watch(
+        Watch(
+            [controls["start_photos"]],
+            lambda: tuple(each.id for each in studio.datasets.all()),
+            lambda: [gr.update(choices=[(each.title, each.id) for each in studio.datasets.all()])],
+        )
+    )
     page.watch(
         Watch([aside["_found"]], lambda: _sign(studio), lambda: [gr.update(visible=bool(_regions(studio)))]),
     )
@@ -133,11 +149,15 @@ def updates(controls: Controls, values: dict[str, Any]) -> list[Any]:
     return [gr.update(value=values[name]) if name in values else gr.skip() for name in controls]
 
 
-def _placed(placed: list[dict[str, Any]]) -> tuple[Any, str]:
-    told = ", ".join(f"{one['name']} at token {one['at']}" for one in placed)
-    return gr.update(
-        visible=bool(placed)
-    ), f'<p class="message advice">Residuals of a file are added: {escape(told)}.</p>'
+def _brought(placed: list[dict[str, Any]], start: dict[str, Any] | None) -> tuple[Any, str]:
+    """What a file or a recipe brought along that has no field of its own."""
+    told = []
+    if placed:
+        told.append("adds the residuals " + ", ".join(f"{one['name']} at token {one['at']}" for one in placed))
+    if start:
+        words = dict.fromkeys(str(word) for word, _ in start.get("cutouts", []))
+        told.append(f"begins as a faint collage of {', '.join(words)}")
+    return gr.update(visible=bool(told)), f'<p class="message advice">The picture {escape(" and ".join(told))}.</p>'
 
 
 def _sign(studio: Studio) -> Any:
