@@ -137,6 +137,11 @@ def test_the_placeholder_means_rare_word_and_noun() -> None:
         assert model.tokenize("a <my-cat>").text == "a cat"
     with pytest.raises(StudioError, match="2 rare words"), svdiff.attach(model, svdiff.Params(), [CAT, DOG]):
         pass
+    for words, alike in (("sks SKS", (CAT, Subject("<b>", "Cat"))), ("", (CAT, Subject("<b>", "cat")))):
+        with pytest.raises(StudioError, match="both read"):
+            svdiff.attach(model, svdiff.Params(rare_word=words), alike).__enter__()
+    with svdiff.attach(model, svdiff.Params(rare_word="sks sks"), [CAT, DOG]):
+        assert model.tokenize("a <my-dog> and a <my-cat>").text == "a sks dog and a sks cat"
     assert not model.placeholders
 
 
