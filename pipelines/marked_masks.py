@@ -23,8 +23,10 @@ from pipelines.mask_files import Report, Wish, keeps, mask_file, read_photos, wr
 from pipelines.masks import STAGE
 
 if TYPE_CHECKING:
+    from pipelines.class_masks import Find
     from pipelines.evaluate.eyes import Detector
     from pipelines.evaluate.sights import Box
+    from pipelines.events import Picture
     from pipelines.photos import Mask, Photo
     from pipelines.segmenter import Segmenter
 
@@ -125,6 +127,22 @@ def _surest(
         round(value) for value in (left / across, top / down, right / across, bottom / down)
     ]
     return first.box
+
+
+def by_detector(segmenter: Segmenter, finder: Finder) -> Find:
+    """What `masked_class_pictures` takes: the mask of the one thing of a class; None when there is not exactly one."""
+
+    def find(picture: Picture, noun: str) -> Mask | None:
+        sights = finder.detector.spot(picture, [noun])
+        if len(sights) != 1:
+            return None
+        segmenter.look(picture)
+        try:
+            return segmenter.box(widened(sights[0].box, finder.margin, picture.shape[:2]))
+        except StudioError:  # nothing there after all
+            return None
+
+    return find
 
 
 def _scale(photo: Photo) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from pipelines.evaluate.sights import Sight, apart, shared, widened
 from pipelines.events import Event, Finished, Note
 from pipelines.files import save_tensors
 from pipelines.formats.mudi import photos_of, read_dataset, subjects_of
-from pipelines.marked_masks import Finder, along, segmented_masks
+from pipelines.marked_masks import Finder, along, by_detector, segmented_masks
 from pipelines.marks import Given, Marking, read_marks
 from pipelines.mask_files import Wish
 from pipelines.photos import Photo, load_photos
@@ -235,6 +235,33 @@ def test_marks_are_in_pixels_of_the_whole_photo(
     np.testing.assert_array_equal(a.masks[""], np.where(np.asarray(asked) > 127, 255, 0))
 
 
+def test_a_class_picture_counts_when_it_shows_exactly_one(embedded: Segmenter, tmp_path: Path) -> None:
+    two, one, none = load_photos(folder(tmp_path / "photos"))
+    find = by_detector(embedded, Finder(Blocks(), 0.0))
+    found = find(one.image, "dog")
+    embedded.look(one.image)
+    assert found is not None and np.array_equal(found, embedded.box((16, 20, 56, 70)))
+    assert find(two.image, "cat") is None and find(none.image, "cat") is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not segmenters.EMBEDDED.is_file(), reason="the embedded segmenter is not in this copy")
+def test_detected_toys_are_cut_out_well() -> None:
+    """On scenes that chose nothing: the judge finds nearly all toys, and the masks fit the true ones."""
+    segmenter, overlaps, count = load_segmenter(), [], 0
+    for number in range(30):
+        one = scene("test", 440_000 + number, count=1 + number % 2)
+        nouns = [toy["category"] for toy in one.toys]
+        if len(set(nouns)) < len(nouns):
+            continue
+        segmenter.look(one.image)
+        count += len(nouns)
+        for sight in detector().spot(one.image, nouns):
+            found, true = segmenter.box(sight.box) > 0, one.masks[sight.query]
+            overlaps.append((found & true).sum() / (found | true).sum())
+    assert len(overlaps) > 0.9 * count and np.mean(overlaps) > 0.8
+
+
 def test_points_lines_and_boxes_together_are_asked_for_at_once(embedded: Segmenter) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     embedded.look(picture)
@@ -286,6 +313,8 @@ def test_the_command_with_a_detector_writes_metadata_that_reads_back(
         (["--noun", "cat", "--noun", "dog", "--metadata", "sks sks"], "no two alike"),
         (["--noun", "cat", "--metadata", "sks", "--out", "x"], "Leave --out out"),
         (["--click", "a.png:1,1", "--metadata", "sks"], "Name it with --noun"),
+        (["--click", "a.png:1,1", "--soft"], "--soft and --set are for masks by attention"),
+        (["--noun", "cat", "--detector", "toybox", "--set", "steps=3"], "--soft and --set are for masks by attention"),
         (["--discover", "--click", "a.png:1,1"], "one of the two"),
         (["--click", "a.png:900,1"], "a.png: (900, 1) is outside the photo"),
         (["--click", "no/name=a.png:1,1"], "can't name a concept"),

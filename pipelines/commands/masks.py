@@ -75,7 +75,7 @@ def _add_found(parser: Parser) -> None:
     group.add_argument(
         "--margin",
         type=float,
-        help="how much larger its boxes are made, as a share of the photo (default: 0.05, Toybox 0)",
+        help="how much larger its boxes are made, as a share of the photo (default: 0.05)",
     )
     group.add_argument(
         "--segmenter", default="", metavar="PATH", help="sam_vit_b, _l or _h (default: the embedded one, for Toybox)"
@@ -145,6 +145,11 @@ def _check(options: argparse.Namespace, marked: bool) -> None:
         )
     if options.segmenter and not (options.detector or marked):
         raise StudioError("--segmenter needs boxes or clicks. Name a --detector, or mark the thing with --click.")
+    cut = bool(options.detector or (marked and options.by != "attention"))
+    if cut and (options.soft or options.set):
+        raise StudioError(
+            "--soft and --set are for masks by attention. Leave them out, or add --by attention to marks."
+        )
     if not 0 <= options.threshold <= 1:
         raise StudioError(f"A threshold of {options.threshold:g} is out of range. Choose 0 to 1; 0.2 is usual.")
 
@@ -193,9 +198,8 @@ def _segmented(options: argparse.Namespace, wish: Wish, given: list[Given], term
         raise StudioError(f"This machine has no '{options.device}'. Leave --device out to take the best there is.")
     device, finder = options.device or accelerator(), None
     if options.detector:
-        usual = 0.0 if options.detector == "toybox" else MARGIN
         seer = detector(options.detector, threshold=options.threshold, device=device)
-        finder = Finder(seer, usual if options.margin is None else options.margin)
+        finder = Finder(seer, MARGIN if options.margin is None else options.margin)
         finder.check()
     terminal.say("Loading Segment Anything ...")
     return segmented_masks(load_segmenter(options.segmenter, device), wish, given, finder)
