@@ -298,3 +298,20 @@ def test_what_can_be_put_right_is_one_sentence(
     assert main(["generate", "<my-cat> and <my-dog>", *given, "--base", str(base)]) == 2
     said = capsys.readouterr().err
     assert says in said and said.splitlines()[-1].startswith("error: ")
+
+
+def test_mudis_folder_is_cut_out_by_the_subjects_in_order(tmp_path: Path) -> None:
+    from pipelines.commands.starts import _pieces
+
+    photos = folder(tmp_path / "photos")
+    lines: list[Any] = [{"id": {"a": "sks cat", "b": "hta dog"}}]
+    for id, name, phrase in (("a", "my-cat", "sks cat"), ("b", "my-dog", "hta dog")):
+        mask = f"0-masklabel-{name}.png"
+        lines.append({"id": id, "file_name": "0.png", "mask_path": mask, "text": f"a photo of a {phrase}"})
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    duo = Concept("duo", (Subject("<tom>", "cat"), Subject("<max>", "dog")), "segmix", {"id": "x", "fingerprint": ""})
+    found = list(_pieces(str(photos), [duo], 64))
+    assert [one.name for one in found] == ["<tom>", "<max>"] and found[0].mask.shape == (40, 22)
+    assert [one.name for one in _pieces(str(photos), [], 64)] == ["<a>", "<b>"]
+    with pytest.raises(StudioError, match="several subjects, so '<tom>' can't be all"):
+        list(_pieces(f"<tom>={photos}", [duo], 64))

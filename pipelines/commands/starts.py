@@ -102,7 +102,7 @@ def _pieces(text: str, concepts: Sequence[Concept], side: int) -> Iterator[Piece
 
     word, folder = _folder(text)
     found = 0
-    for photo in _photos(folder, side):
+    for photo in _photos(word, folder, concepts, side):
         for name, mask in photo.masks.items():
             whose = word or (f"<{name}>" if name else _only(folder, concepts))
             if word and name and len(photo.masks) > 1 and f"<{name}>" != word:
@@ -116,13 +116,22 @@ def _pieces(text: str, concepts: Sequence[Concept], side: int) -> Iterator[Piece
         )
 
 
-def _photos(folder: Path, side: int) -> Sequence[Photo]:
+def _photos(word: str, folder: Path, concepts: Sequence[Concept], side: int) -> Sequence[Photo]:
+    """The photos; of one of MuDI's folders with the subjects' names, in order, where as many were learned."""
     from pipelines.formats import mudi
     from pipelines.photos import load_photos
 
-    if mudi.is_dataset(folder):
-        return mudi.photos_of(mudi.read_dataset(folder), short_side=side)
-    return load_photos(folder, short_side=side)
+    if not mudi.is_dataset(folder):
+        return load_photos(folder, short_side=side)
+    dataset = mudi.read_dataset(folder)
+    if word and len(dataset.phrases) > 1:
+        raise StudioError(
+            f"{printable(folder)} has photos of several subjects, so '{printable(word)}' can't be all of them. Leave "
+            "the word out."
+        )
+    names = [subject.token.strip("<>") for concept in concepts for subject in concept.subjects]
+    named = dict(zip(dataset.phrases, names, strict=True)) if len(names) == len(dataset.phrases) else None
+    return mudi.photos_of(dataset, short_side=side, names=named)
 
 
 def _only(folder: Path, concepts: Sequence[Concept]) -> str:
