@@ -244,8 +244,6 @@ def test_a_class_picture_counts_when_it_shows_exactly_one(embedded: Segmenter, t
     assert find(two.image, "cat") is None and find(none.image, "cat") is None
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not segmenters.EMBEDDED.is_file(), reason="the embedded segmenter is not in this copy")
 def test_detected_toys_are_cut_out_well() -> None:
     """On scenes that chose nothing: the judge finds nearly all toys, and the masks fit the true ones."""
     segmenter, overlaps, count = load_segmenter(), [], 0

@@ -24,9 +24,9 @@ from pipelines.toybox.dataset import CHUNK, Scenes
 from pipelines.toybox.fitting import Fit, Losses, Plan
 from pipelines.toybox.words import Wording
 
-PLAN = Plan("base", steps=13500, lr=6e-4, batch=32, average=0.9993, warmup=300, cooldown=0.3)
+PLAN = Plan("base", steps=16000, lr=6e-4, batch=32, average=0.9993, warmup=300, cooldown=0.3)
 DROP = 0.1  # share of pictures without words, for classifier-free guidance
-SHARES = (0.25, 0.6, 0.15)  # of the scenes drawn: with one, two, more toys
+SHARES = (0.15, 0.72, 0.13)  # of the scenes drawn: with one, two, more toys
 FOCUS, FOCUSED = (650, 150), 0.7  # timesteps at which words decide most (mean, deviation); the share drawn there
 
 

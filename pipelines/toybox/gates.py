@@ -49,6 +49,8 @@ class Gate:
         }
 
 
+SMALLEST = 30  # visible pixels of a toy that the segmenter is asked for: what is hidden nearly whole is no target
+
 GATES = (
     Gate("vae_psnr_db", 30, 33),
     Gate("judge_category", 0.98, 0.99),
@@ -68,6 +70,8 @@ GATES = (
     Gate("base_background", 0.95, 0.98),
     Gate("base_two_toys", 0.60, 0.80),
     Gate("attention_iou", 0.45, 0.60),
+    Gate("segmenter_click", 0.85, 0.92),
+    Gate("segmenter_box", 0.92, 0.96),
     Gate("picture_seconds", 3.0, 1.5, higher=False),
 )
 
@@ -223,7 +227,34 @@ def measure_attention(model: Model, share: float) -> Values:
     return {"attention_iou": noun_attention_iou(model, max(4, int(200 * share)))}
 
 
-MEASURES: tuple[Measure, ...] = (measure_vae_and_judge, measure_identity, measure_clip, measure_base, measure_attention)
+def measure_segmenter(model: Model | None, share: float) -> Values:
+    """Mean IoU with what is visible of every held-out toy, from one click inside it and from its box."""
+    from pipelines.segmenter import load_segmenter
+    from pipelines.toybox.segmenter import box_of, click_on
+
+    segmenter, rng = load_segmenter(), stream("test", 13)
+    found: dict[str, list[float]] = {"segmenter_click": [], "segmenter_box": []}
+    for seed in range(max(4, int(300 * share))):
+        one = scene("test", 500_000 + seed)
+        segmenter.look(one.image)
+        for mask in one.masks:
+            if mask.sum() < SMALLEST:
+                continue
+            answers = segmenter.click([click_on(mask, rng)]), segmenter.box(box_of(mask))
+            for name, answer in zip(found, answers, strict=True):
+                seen = answer > 0
+                found[name].append(float((seen & mask).sum() / (seen | mask).sum()))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+MEASURES: tuple[Measure, ...] = (
+    measure_vae_and_judge,
+    measure_identity,
+    measure_clip,
+    measure_base,
+    measure_attention,
+    measure_segmenter,
+)
 
 
 def gates(model: Model | None = None, share: float = 1.0) -> Iterator[Event]:

@@ -21,7 +21,7 @@ from pipelines.events import Event
 from pipelines.toybox.fitting import Fit, Losses, Plan
 from pipelines.toybox.scenes import SIZE, Scene, scene
 
-PLAN = Plan("segmenter", steps=2500, lr=1e-3, batch=12, average=0.998, half=False)
+PLAN = Plan("segmenter", steps=1700, lr=1e-3, batch=12, average=0.998, half=False)
 PIXELS, PATCH, WIDTH, CHANNELS = 128, 8, 96, 64
 _Mask = NDArray[np.bool_]
 

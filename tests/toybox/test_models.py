@@ -12,7 +12,7 @@ from torch import nn
 
 from pipelines.events import Finished, Progress
 from pipelines.toybox.fitting import Fit, Plan, rate
-from pipelines.toybox.gates import GATES, overlap
+from pipelines.toybox.gates import GATES, measure_segmenter, overlap
 from pipelines.toybox.judge import ATTRIBUTES, Judge, boxes_of, crop, look
 from pipelines.toybox.judge_training import targets
 from pipelines.toybox.scenes import scene
@@ -139,3 +139,8 @@ def test_building_from_nothing_makes_models_that_load_and_paint(tmp_path: Path) 
     model = load_model(str(tmp_path / "toybox" / "base"))
     picture = paint(model, "a photo of a red cat", (1,), steps=2)[0]
     assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+
+
+def test_the_shipped_segmenter_finds_toys_by_click_and_box() -> None:
+    values = measure_segmenter(None, share=0.05)
+    assert values["segmenter_click"] > 0.8 and values["segmenter_box"] > 0.85
