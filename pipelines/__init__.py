@@ -58,6 +58,7 @@ _WHERE = {
     "discard": "stopped",
     "make_pictures": "results",
     "Request": "request",
+    "usual_guidance": "request",
     "check_base": "library",
     "import_original": "incoming",
     "is_locked": "files",

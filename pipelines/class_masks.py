@@ -43,7 +43,7 @@ class ClassWish:
     prompt: str = PROMPT
     negative: str = NEGATIVE
     steps: int = 50
-    guidance: float = 7.5
+    guidance: float | None = None  # None: what suits the base
     size: int = 0  # side in pixels, 0 = the base's own
     seed: int = 0
 

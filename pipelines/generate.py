@@ -99,7 +99,7 @@ def denoise(
     for index, t in enumerate(sampler.timesteps[:until]):
         if tap is not None:  # once a step, also where it is taken again: what follows attention sees each step once
             tap.at(_step(scene, index, len(sampler.timesteps), t, len(seeds)))
-        guidance = sampler.guidance(request.guidance, index, request.ramp)
+        guidance = sampler.guidance(request.scale, index, request.ramp)
         with torch.no_grad():  # never across a yield: the consumer would run without gradients too
             for turn in range(_turns(request, index)):
                 latents = sampler.back(latents, index) if turn else sampler.mark(latents)

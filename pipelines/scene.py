@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipelines.events import Note
 from pipelines.placed import add_placed
-from pipelines.request import Request
+from pipelines.request import Request, usual_guidance
 
 if TYPE_CHECKING:
     from pipelines.model import Model, TextStates, Tokenized
@@ -33,7 +33,7 @@ class Scene:
     @property
     def guided(self) -> bool:
         """Whether classifier-free guidance is on (Ho and Salimans 2022)."""
-        return self.request.guidance > 1
+        return self.request.scale > 1
 
     @property
     def prompt(self) -> Tokenized:
@@ -46,11 +46,12 @@ class Scene:
 
 
 def sized(model: Model, request: Request) -> Request:
-    """The request checked, with its size filled in; StudioError for what no base, or not this one, can paint."""
+    """The request checked, size and guidance filled in; StudioError for what no base, or not this one, can paint."""
     request.check()
     width, height = request.width or model.native_size, request.height or model.native_size
     model.latent_size(width, height)
-    return replace(request, width=width, height=height)
+    guidance = usual_guidance(model.kind) if request.guidance is None else request.guidance
+    return replace(request, width=width, height=height, guidance=guidance)
 
 
 def make_scene(model: Model, request: Request, start: Start | None = None, encode: Encode | None = None) -> Scene:
@@ -61,7 +62,7 @@ def make_scene(model: Model, request: Request, start: Start | None = None, encod
         start = start_of(model, request)
     with torch.no_grad():
         text = add_placed((encode or model.encode)([request.prompt]), request.placed)
-        if request.guidance > 1:
+        if request.scale > 1:
             text = _stacked(_negative(model, request, text), text)
         if request.trim:
             text = _trimmed(text)

@@ -15,7 +15,7 @@ from pipelines.events import Finished, Note, Preview, Progress, Snapshot
 from pipelines.generate import decode, denoise, generate, sized
 from pipelines.model import Model
 from pipelines.preview import encode_pictures, from_vae, rough_picture, steady_vae, to_vae
-from pipelines.request import Request
+from pipelines.request import Request, usual_guidance
 from pipelines.scene import make_scene
 from pipelines.schedulers import SCHEDULERS, make_scheduler
 from tests.tiny import KINDS, tiny_model, tiny_pipeline
@@ -239,6 +239,16 @@ def test_a_prompt_that_is_too_long_is_cut_and_said_so() -> None:
 def test_bad_requests_get_a_sentence(change: dict[str, Any], word: str) -> None:
     with pytest.raises(StudioError, match=word):
         list(generate(tiny_model(), replace(REQUEST, **change)))
+
+
+def test_guidance_that_nobody_chose_is_what_suits_the_base() -> None:
+    model, request = tiny_model(), replace(REQUEST, guidance=None)
+    assert sized(model, request).guidance == 7.5 and sized(model, replace(REQUEST, guidance=3.0)).guidance == 3.0
+    assert Request.from_json(request.to_json()).guidance is None
+    chosen = pictures(model, replace(request, guidance=7.5))
+    assert all(np.array_equal(a, b) for a, b in zip(pictures(model, request), chosen, strict=True))
+    model.kind = "toybox"
+    assert sized(model, request).guidance == usual_guidance("toybox") != 7.5
 
 
 def test_an_overflow_is_not_painted_black() -> None:

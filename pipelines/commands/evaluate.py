@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line, {} for the subject")
     parser.add_argument("--images", type=int, default=8, help="pictures of each prompt (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=7.5, help="how strictly to follow it (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, help="how strictly to follow it (default: what suits the base)")
     parser.add_argument("--scheduler", default="ddim", help=f"{', '.join(SCHEDULERS)} (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: %(default)s)")
     parser.add_argument("--masked", action="store_true", help="compare the subjects alone as well")

@@ -57,8 +57,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
         "--guidance",
         "--cfg",
         type=float,
-        default=Request.guidance,
-        help="how strictly to follow the prompt (default: %(default)s)",
+        help="how strictly to follow the prompt (default: what suits the base, 7.5 for Stable Diffusion)",
     )
     parser.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: {Request.scheduler})")
     parser.add_argument("--width", type=int, default=0, help="pixels (default: the base's own)")

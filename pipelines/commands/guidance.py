@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     request = wanted.request
     paint = ["generate", "--config", str(made.files[0]), "--base", where, "--seed", str(request.seeds[0])]
     paint += ["--count", str(len(request.seeds)), "--steps", str(request.steps), "--scheduler", request.scheduler]
-    paint += ["--guidance", f"{request.guidance:g}", "--recur", str(request.recur)]
+    paint += ["--guidance", f"{request.scale:g}", "--recur", str(request.recur)]
     paint += ["--negative", request.negative] if request.negative is not None else []
     terminal.result(
         {"files": [str(path) for path in made.files], "notes": made.notes},

@@ -24,6 +24,7 @@ from pipelines.errors import StudioError
 from pipelines.evaluate.masked import photos_of, with_found_masks
 from pipelines.evaluate.prompts import with_subject, without_subject
 from pipelines.events import Event, Finished, Progress, Snapshot
+from pipelines.request import usual_guidance
 
 if TYPE_CHECKING:
     from pipelines.concept import Trained
@@ -60,7 +61,7 @@ class Wish:
     prompts: tuple[str, ...]
     images: int = 8
     steps: int = 50
-    guidance: float = 7.5
+    guidance: float | None = None  # None: what suits the base
     scheduler: str = "ddim"
     seed: int = 0
     size: int = 0  # pixels, 0 = the base's own
@@ -144,7 +145,7 @@ def evaluate(
         "strength": strength,
         "images": wish.images,
         "steps": wish.steps,
-        "guidance": wish.guidance,
+        "guidance": usual_guidance(model.kind) if wish.guidance is None else wish.guidance,
     }
     settings |= {"scheduler": wish.scheduler, "seed": wish.seed, "base": model.id}
     yield Finished(_evaluation(trained, shown, photos, clip, dino, settings))

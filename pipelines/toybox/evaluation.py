@@ -48,7 +48,7 @@ def clip_scores(images: Sequence[NDArray[np.uint8]], texts: Sequence[str]) -> ND
 def paint(
     model: Model, prompt: str, seeds: Sequence[int], concepts: Sequence[tuple[Trained, float]] = (), steps: int = 25
 ) -> list[NDArray[np.uint8]]:
-    """Pictures of a prompt, one a seed: DDIM, guidance 7.5 -> the house's defaults."""
+    """Pictures of a prompt, one a seed: DDIM and the base's own guidance, the house's defaults."""
     from pipelines.generate import Request, generate
 
     request = Request(prompt, seeds=tuple(seeds), steps=steps, preview_every=0)

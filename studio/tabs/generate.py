@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import SCHEDULERS, StudioError, read_picture
+from pipelines import SCHEDULERS, StudioError, read_picture, usual_guidance
 from studio.asked import MOST_CONCEPTS, MOST_PICTURES, asked, filled
 from studio.page import Page, Watch
 from studio.parts.cards import picked
@@ -76,20 +76,26 @@ def _controls(studio: Studio, page: Page) -> Controls:
         controls["count"] = gr.Slider(1, MOST_PICTURES, value=1, step=1, label="Pictures", elem_id="count")
     layout = layouts.layout_controls()
     controls |= {name: one for name, one in layout.items() if not name.startswith("_")}
-    controls |= _more() | layouts.advanced_controls()
+    controls |= _more(studio, page) | layouts.advanced_controls()
     _wire_chips(studio, page, controls, shown)
     _wire_concepts(studio, page, controls)
     layouts.wire(studio, page, controls, layout)
     return controls
 
 
-def _more() -> Controls:
+def _more(studio: Studio, page: Page) -> Controls:
     with gr.Accordion("More settings", open=False, elem_id="generate-more"):
         negative = gr.Textbox(label="Negative prompt", placeholder="what to keep out", lines=1, elem_id="negative")
         with gr.Row():
             steps = gr.Slider(1, 150, value=25, step=1, label="Steps", elem_id="steps")
             guidance = gr.Slider(
-                0, 20, value=7.5, step=0.1, label="Guidance (CFG)", info="1 or less: off", elem_id="guidance"
+                0,
+                20,
+                value=usual_guidance(studio.base.kind),
+                step=0.1,
+                label="Guidance (CFG)",
+                info="1 or less: off",
+                elem_id="guidance",
             )
         with gr.Row():
             scheduler = gr.Dropdown(
@@ -100,6 +106,7 @@ def _more() -> Controls:
             )
             width = gr.Number(0, precision=0, label="Width", info="0: the base's own", elem_id="width", min_width=90)
             height = gr.Number(0, precision=0, label="Height", info="0: the base's own", elem_id="height", min_width=90)
+    page.watch(Watch([guidance], lambda: studio.base.kind, lambda: [usual_guidance(studio.base.kind)]))
     return {
         "negative": negative, "steps": steps, "guidance": guidance, "scheduler": scheduler, "width": width,
         "height": height,

@@ -30,8 +30,8 @@ shown = ("in place as themselves", "there as themselves", "kinds in place", "all
 METHODS = ("svdiff", "residual", "dreambooth", "textual_inversion")
 CELLS = ((0.0, 0.1, 0.5, 0.62), (0.5, 0.1, 1.0, 0.62), (0.0, 0.5, 0.5, 1.0), (0.5, 0.5, 1.0, 1.0))
 arms = (
-    Arm("layout", tuple({"strength": s, "guidance": 7.5} for s in (0.04, 0.08, 0.2))),
-    Arm("without", tuple({"guidance": g} for g in (5.0, 7.5, 10.0))),
+    Arm("layout", tuple({"strength": s, "guidance": 5.0} for s in (0.04, 0.08, 0.2))),
+    Arm("without", tuple({"guidance": g} for g in (4.0, 5.0, 7.5))),
 )
 checks = (
     Check("in place as themselves", "layout", "without"),

@@ -28,8 +28,8 @@ shown = ("each in its region", "both there as themselves", "both kinds there")
 PLACES = ("on the grass", "in the snow", "at night", "on a table")
 # Cones 2's weight of guidance; without a layout the same number of tries goes to how strictly the prompt is followed
 arms = (
-    Arm("guided", tuple({"strength": s, "guidance": 7.5} for s in (0.04, 0.08, 0.2))),
-    Arm("without", tuple({"guidance": g} for g in (5.0, 7.5, 10.0))),
+    Arm("guided", tuple({"strength": s, "guidance": 5.0} for s in (0.04, 0.08, 0.2))),
+    Arm("without", tuple({"guidance": g} for g in (4.0, 5.0, 7.5))),
 )
 checks = (
     Check("each in its region", "guided", "without"),
