@@ -77,7 +77,7 @@ def test_regions_are_colours_boxes_and_masks(tmp_path: Path) -> None:
         (["--region", "=0,0,1,1"], "no region"),
         (["--region", "cat=#ff0000"], "--layout IMAGE"),
         (["--region", "cat=0,0,2,1"], "from 0 to 1"),
-        (["--region", "cat=0.5,0,0.5,1"], "holds nothing"),
+        (["--region", "cat=0.5,0,0.5,1"], "has no area"),
         (["--region", "cat=gone.png"], "no file 'gone.png'"),
         (["--layout", "gone.png"], "--region WORD=COLOUR"),
         (["--layout", "gone.png", "--region", "cat=255,0,0"], "no file 'gone.png'"),

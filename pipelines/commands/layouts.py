@@ -91,7 +91,13 @@ def _area(where: str, drawing: Path | None, text: str) -> Area:
         corners = [float(number) for number in where.split(",")]
         if max(corners) > 1:
             raise StudioError(f"The box of '{printable(text)}' is not in the picture. Its sides go from 0 to 1.")
-        return Area.box([corner * CANVAS[0] for corner in corners], CANVAS)
+        left, top, right, bottom = corners
+        if round(left * CANVAS[1]) >= round(right * CANVAS[1]) or round(top * CANVAS[0]) >= round(bottom * CANVAS[0]):
+            raise StudioError(
+                f"The box of '{printable(text)}' has no area. Write left,top,right,bottom from 0 to 1, the smaller "
+                "number of each pair first."
+            )
+        return Area.box([left * CANVAS[1], top * CANVAS[0], right * CANVAS[1], bottom * CANVAS[0]], CANVAS)
     import numpy as np
 
     return Area.of(np.asarray(_opened(Path(where)).convert("L")) > 127)
