@@ -48,7 +48,7 @@ def theirs(kind: str, request: Request, output: str = "np", **place: Any) -> Any
         request.prompt,
         negative_prompt=request.negative,
         num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
+        guidance_scale=request.scale,
         width=request.width or None,
         height=request.height or None,
         generator=torch.Generator().manual_seed(request.seeds[0]),

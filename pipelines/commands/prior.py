@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.commands.arguments import Parser, add_base, add_workspace, command, open_base, open_workspace
 from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
+
+if TYPE_CHECKING:
+    from pipelines.class_masks import Find
+    from pipelines.model import Model
 
 EXAMPLE = """example:
   python -m pipelines prior classes --noun cat --name my-cat --noun dog --name my-dog --count 50
   python -m pipelines train --method segmix --data cats --noun cat --name my-cat --data dogs --noun dog --name my-dog \\
       --class-data classes --set prior_weight=1
 
-Masks are found by the base's attention. The folder has a class_metadata.jsonl, whose ids are the names."""
+Masks are found by the base's attention, or by a detector and Segment Anything: a picture then counts only when exactly
+one thing of the class is found in it. The folder has a class_metadata.jsonl, whose ids are the names."""
 
 
 def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
@@ -29,22 +35,40 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
     parser.add_argument("--prompt", help="with {} twice, for the article and the class")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: %(default)s)")
+    parser.add_argument("--detector", help="toybox, or a detector's Hub id or folder (default: attention)")
+    parser.add_argument("--segmenter", default="", metavar="PATH", help="sam_vit_b, _l or _h (default: the embedded)")
     add_base(parser)
     add_workspace(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.class_masks import PROMPT, ClassWish, by_attention, masked_class_pictures
+    from pipelines.class_masks import PROMPT, ClassWish, masked_class_pictures
 
     names = options.name or ["-".join(noun.split()) for noun in options.noun]
     if len(names) != len(options.noun) or len(set(names)) < len(names):
         raise StudioError(f"There are {len(options.noun)} classes: give each a --name of its own.")
+    if options.segmenter and not options.detector:
+        raise StudioError("--segmenter needs boxes. Name a --detector, or leave it out.")
     prompt = PROMPT if options.prompt is None else options.prompt
     wish = ClassWish(options.count, options.tries, prompt, steps=options.steps, seed=options.seed)
     wish.check(options.folder)
     model = open_base(options, terminal)
-    find = by_attention(model, open_workspace(options).root / "masks")
+    find = _finder(options, model)
     classes = dict(zip(names, options.noun, strict=True))
     written = terminal.watch(masked_class_pictures(model, classes, find, options.folder, wish))
     terminal.result({"file": str(written)}, f"Train with: --class-data {written.parent} --set prior_weight=1")
+
+
+def _finder(options: argparse.Namespace, model: Model) -> Find:
+    """What looks for the one thing of a class."""
+    if not options.detector:
+        from pipelines.class_masks import by_attention
+
+        return by_attention(model, open_workspace(options).root / "masks")
+    from pipelines.evaluate.eyes import detector
+    from pipelines.marked_masks import Finder, by_detector
+    from pipelines.segmenter import load_segmenter
+
+    device = str(model.device)
+    return by_detector(load_segmenter(options.segmenter, device), Finder(detector(options.detector, device=device)))
