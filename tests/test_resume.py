@@ -35,8 +35,10 @@ from tests.tiny import tiny_model
 
 name, root, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 method, model = get_method(name), tiny_model("sd1")
+stages = {field: 2 for field in method.Params.model_fields if field.endswith("_steps")}  # every stage, and short
 params = method.Params(
-    steps=6, batch_size=1, lr=1e-3, prior_weight=0, checkpoint_every=1, flip=True, masked_loss=True, resolution=32
+    steps=6 - 2 * bool(stages), batch_size=1, lr=1e-3, prior_weight=0, checkpoint_every=1, flip=True, masked_loss=True,
+    resolution=32, **stages
 )
 
 
