@@ -20,7 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.__main__ import main
+from pipelines.commands.arguments import seed_range
 from pipelines.commands.terminal import Stopped, Terminal, duration
+from pipelines.errors import StudioError
 from pipelines.events import Event, Finished, Note, Progress, Snapshot
 from pipelines.methods import method_names
 from tests.tiny import tiny_folder
@@ -322,3 +324,10 @@ def test_a_folder_without_photos_is_refused(base: str, tmp_path: Path, capsys: p
     train = ["train", "--method", "svdiff", "--data", str(tmp_path / "empty"), "--noun", "cat", "--name", "x"]
     assert main([*train, "--base", base]) == 2
     assert "photo" in capsys.readouterr().err
+
+
+def test_a_range_of_seeds_has_both_ends() -> None:
+    assert seed_range("2000-2002") == range(2000, 2003) and seed_range("7") == range(7, 8)
+    for wrong, says in (("a-b", "no range"), ("5-", "no range"), ("5-3", "smaller number first"), ("", "no range")):
+        with pytest.raises(StudioError, match=says):
+            seed_range(wrong)

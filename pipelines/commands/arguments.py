@@ -64,10 +64,23 @@ def open_base(options: argparse.Namespace, terminal: Terminal, default: str = "t
     logging.disable_progress_bar()  # downloads are drawn from their events
     where = options.base or default
     dtype = getattr(torch, options.precision) if options.precision else None
-    if options.device and not has_device(options.device):
-        raise StudioError(f"This machine has no '{options.device}'. Leave --device out to take the best there is.")
+    check_device(options)
     terminal.say(f"Loading the base {where} ...")
     return load_model(where, device=options.device, dtype=dtype, config=options.config, progress=terminal.show)
+
+
+def check_device(options: argparse.Namespace) -> None:
+    """StudioError for a --device that this machine lacks."""
+    if options.device and not has_device(options.device):
+        raise StudioError(f"This machine has no '{options.device}'. Leave --device out to take the best there is.")
+
+
+def usable_device(options: argparse.Namespace) -> str:
+    """The device that was named, or the best there is."""
+    from pipelines.loading import accelerator
+
+    check_device(options)
+    return options.device or accelerator()
 
 
 def has_device(name: str) -> bool:
@@ -81,3 +94,14 @@ def has_device(name: str) -> bool:
     if device.type == "cuda":
         return (device.index or 0) < torch.cuda.device_count()
     return device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())
+
+
+def seed_range(text: str) -> range:
+    """`3000-3009`, both ends included, or one number. StudioError for anything else."""
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() if dash else not last)) or len(text) > 20:
+        raise StudioError(f"'{text}' is no range of subject seeds. Write it as 3000-3009.")
+    found = range(int(first), int(last or first) + 1)
+    if not found:
+        raise StudioError(f"The range {text} is empty. Write the smaller number first, as 3000-3009.")
+    return found

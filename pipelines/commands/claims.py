@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.commands.arguments import Parser, command
+from pipelines.commands.arguments import Parser, command, seed_range
 from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
 
@@ -51,17 +51,6 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         files = write_evidence(options.out, results, _command(options), options.out)
     said = table(results) if results else ["Nothing is finished yet. Run the same command again to go on."]
     terminal.result(report | {"files": [str(file) for file in files]}, *said, *(f"Written: {file}" for file in files))
-
-
-def seed_range(text: str) -> range:
-    """`3000-3009`, both ends included, or one number. StudioError for anything else."""
-    first, dash, last = text.partition("-")
-    if not (first.isdecimal() and (last.isdecimal() if dash else not last)) or len(text) > 20:
-        raise StudioError(f"'{text}' is no range of subject seeds. Write it as 3000-3009.")
-    found = range(int(first), int(last or first) + 1)
-    if not found:
-        raise StudioError(f"The range {text} is empty. Write the smaller number first, as 3000-3009.")
-    return found
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.commands.arguments import Parser, command, has_device
+from pipelines.commands.arguments import Parser, command, usable_device
 from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
 from pipelines.files import printable
@@ -69,12 +69,10 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         raise StudioError("Two subjects have one name. Give each its own: --subject NAME:NOUN=DIR.")
     if not 0 <= options.threshold <= 1:
         raise StudioError(f"A threshold of {options.threshold:g} is out of range. Choose 0 to 1; 0.4 is usual.")
-    if options.device and not has_device(options.device):
-        raise StudioError(f"This machine has no '{options.device}'. Leave --device out to take the best there is.")
+    device = usable_device(options)
     from pipelines.evaluate.compare_report import as_text, write_report
     from pipelines.evaluate.comparison import Known, compare, from_toybox, read_pictures, subject_photos
     from pipelines.evaluate.eyes import eyes
-    from pipelines.loading import accelerator
 
     notes: list[str] = []
     pictures = read_pictures(options.folder, notes)
@@ -90,7 +88,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         options.detector or "toybox",
         options.embedder,
         threshold=options.threshold,
-        device=options.device or accelerator(),
+        device=device,
     )
     match: Match = options.match
     found = terminal.watch(compare(seer, pictures, subjects, norm=FORMS[options.form], match=match))

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.commands.arguments import Parser, add_base, add_workspace, command, has_device, open_base, open_workspace
+from pipelines.commands.arguments import (
+    Parser,
+    add_base,
+    add_workspace,
+    command,
+    open_base,
+    open_workspace,
+    usable_device,
+)
 from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
 
@@ -190,13 +198,10 @@ def _work(options: argparse.Namespace, wish: Wish, given: list[Given], terminal:
 
 def _segmented(options: argparse.Namespace, wish: Wish, given: list[Given], terminal: Terminal) -> Any:
     from pipelines.evaluate.eyes import detector
-    from pipelines.loading import accelerator
     from pipelines.marked_masks import MARGIN, Finder, segmented_masks
     from pipelines.segmenter import load_segmenter
 
-    if options.device and not has_device(options.device):
-        raise StudioError(f"This machine has no '{options.device}'. Leave --device out to take the best there is.")
-    device, finder = options.device or accelerator(), None
+    device, finder = usable_device(options), None
     if options.detector:
         seer = detector(options.detector, threshold=options.threshold, device=device)
         finder = Finder(seer, MARGIN if options.margin is None else options.margin)

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.commands.arguments import Parser, command
+from pipelines.commands.arguments import Parser, command, seed_range
 from pipelines.commands.terminal import Terminal
-from pipelines.errors import StudioError
 
 
 def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
@@ -83,11 +82,7 @@ def gates(options: argparse.Namespace, terminal: Terminal) -> None:
 def quality(options: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.toybox import commands
 
-    first, dash, last = options.seeds.partition("-")
-    if not (first.isdigit() and (last.isdigit() if dash else not last)):
-        raise StudioError(f"'{options.seeds}' is no range of subject seeds. Write it as 2000-2009.")
-    seeds = range(int(first), int(last or first) + 1)
-    events = commands.quality(options.method, seeds, options.preset, options.set, options.masks)
+    events = commands.quality(options.method, seed_range(options.seeds), options.preset, options.set, options.masks)
     report = terminal.watch(events)
     terminal.result(report, *_flat({key: value for key, value in report.items() if key != "subjects"}))
 

@@ -78,12 +78,6 @@ def get_claim(name: str) -> Claim:
     raise StudioError(f"There is no claim '{name}'. Choose one of: {', '.join(claim_names())}.")
 
 
-def facts(claim: Claim, lab: Lab) -> dict[str, Any]:
-    """What a claim reports beside its comparisons (sizes ...); {} for most."""
-    tell = getattr(claim, "facts", None)
-    return dict(tell(lab)) if tell else {}
-
-
 def _all() -> list[Claim]:
     return sorted(_modules(), key=lambda claim: claim.order)
 

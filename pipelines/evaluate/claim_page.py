@@ -12,18 +12,15 @@ from typing import Any
 
 from PIL import Image
 
+from pipelines.evaluate.page import markdown_row, page
 from pipelines.evaluate.study import case_pictures
 from pipelines.files import write_atomic, write_json
 
 Result = Mapping[str, Any]
 CASES_SHOWN = 3
 _WIDE, _TALL = 420, 22  # of the plot, pixels
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.25rem .7rem;border-bottom:1px solid #ccc;"
-    "text-align:right}td:first-child,th:first-child{text-align:left}img{height:7rem;image-rendering:auto}"
-    "small,figcaption{color:#666}figure{margin:.4rem 0;display:inline-block}.yes{color:#176f2c}.no{color:#a3231f}"
-)
+_TITLE = "The papers' claims, measured on Toybox"
+_STYLE = "img{height:7rem}figure{margin:.4rem 0;display:inline-block}.yes{color:#176f2c}.no{color:#a3231f}"
 
 
 def write_evidence(folder: Path, results: Mapping[str, Result], command: str, source: Path) -> list[Path]:
@@ -112,14 +109,13 @@ def _settings(result: Result) -> list[str]:
 
 
 def _markdown(results: Mapping[str, Result], command: str, shown: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    lines = ["# The papers' claims, measured on Toybox", "", f"`{command}`", "", *table(results), ""]
+    lines = [f"# {_TITLE}", "", f"`{command}`", "", *table(results), ""]
     for name, result in results.items():
         lines += [f"## {result['title']}", "", result["about"], "", f"Paper: {result['paper']}", ""]
         head, *rows = _arms(result)
-        lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows), ""]
+        lines += [markdown_row(head), "|" + "---|" * len(head), *map(markdown_row, rows), ""]
         for check in result["checks"]:
             lines.append(f"- {check['claim']}: {interval(check)}, n = {check['result']['n']}: {verdict(check)}")
-        lines += ["", *(f"- {key}: {value}" for key, value in result["facts"].items())]
         lines += ["", "Chosen: " + "; ".join(_settings(result)), ""]
         lines += [f"![{caption}]({file})" for caption, file in shown[name]]
         lines.append("")
@@ -127,23 +123,19 @@ def _markdown(results: Mapping[str, Result], command: str, shown: Mapping[str, S
 
 
 def _page(results: Mapping[str, Result], command: str, shown: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    parts = ["<h1>The papers' claims, measured on Toybox</h1>", f"<p><code>{html.escape(command)}</code></p>"]
+    parts = [f"<p><code>{html.escape(command)}</code></p>"]
     for name, result in results.items():
         parts += [f'<h2 id="{name}">{html.escape(result["title"])}</h2><p>{html.escape(result["about"])}</p>']
         parts.append(f'<p><a href="{html.escape(result["paper"])}">{html.escape(result["paper"])}</a></p>')
         head, *rows = _arms(result)
         parts.append(_html_table(head, rows))
         parts.append(_plot(result["checks"]))
-        parts += [f"<p>{html.escape(key)}: {html.escape(str(value))}</p>" for key, value in result["facts"].items()]
         parts.append(f"<p><small>{html.escape('; '.join(_settings(result)))}</small></p>")
         parts += [
             f'<figure><img src="{file}" alt="" loading="lazy"><figcaption>{html.escape(caption)}</figcaption></figure> '
             for caption, file in shown[name]
         ]
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Claims</title><style>{_STYLE}</style>'
-        f"{''.join(parts)}</html>\n"
-    )
+    return page(_TITLE, "".join(parts), _STYLE)
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.evaluate.detect_compare import summary
+from pipelines.evaluate.page import page, png
 from pipelines.evaluate.report import Figure, figure
 from pipelines.files import write_atomic
 
@@ -65,7 +66,7 @@ def write_report(folder: Path, found: Compared) -> list[Path]:
     names = []
     for number, (picture, result) in enumerate(zip(found.pictures, found.results, strict=True)):
         names.append(f"pictures/{number:04d}.png")
-        write_atomic(folder / names[-1], _png(drawn(picture.image, result)))
+        write_atomic(folder / names[-1], png(drawn(picture.image, result)))
     files = {
         "compare.json": json.dumps(found.to_json(), indent=2) + "\n",
         "compare.csv": _csv(found),
@@ -113,9 +114,7 @@ def _csv(found: Compared) -> str:
 
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:75rem}table{border-collapse:collapse}"
-    "td,th{padding:.2rem .6rem;border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child"
-    "{text-align:left}figure{display:inline-block;vertical-align:top;width:16rem;margin:.5rem}"
+    "figure{display:inline-block;vertical-align:top;width:16rem;margin:.5rem}"
     "img{width:16rem;height:16rem;object-fit:contain}figcaption{font-size:.85rem}b.key{padding:0 .4rem;color:#fff}"
 )
 
@@ -132,13 +131,12 @@ def _page(found: Compared, names: Sequence[str]) -> str:
     )
     worst_last = sorted(range(len(names)), key=lambda number: -found.results[number].score)
     shown = "".join(_figure(found, number, names[number]) for number in worst_last)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Detect-and-Compare</title><style>{_STYLE}</style>'
-        f"<h1>Detect-and-Compare</h1><p>{keys}</p><p>{html.escape(_measured(found))}</p>"
+    body = (
+        f"<p>{keys}</p><p>{html.escape(_measured(found))}</p>"
         f"<table><tr><th></th><th>mean [95 % interval]</th><th>n</th></tr>{rows}</table>"
         f"<h2>S_GT: the photos with each other</h2>{_matrix(found, found.own)}<h2>Pictures, best first</h2>{shown}"
-        "</html>\n"
     )
+    return page("Detect-and-Compare", body, _STYLE)
 
 
 def _figure(found: Compared, number: int, name: str) -> str:
@@ -157,9 +155,3 @@ def _matrix(found: Compared, values: np.ndarray) -> str:
         for name, row in zip(found.names, values, strict=True)
     )
     return f"<table><tr><th></th>{head}</tr>{rows}</table>"
-
-
-def _png(picture: Picture) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -15,23 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.concept import Concept, Trained
-from pipelines.events import Finished, Snapshot
+from pipelines.events import Snapshot
 from pipelines.files import json_bytes, save_tensors
 from pipelines.intake import load_tensors
 from pipelines.toybox.judge import Found, Verdict, look
 from pipelines.toybox.photos import Shoot, shoot, write_photos
-from pipelines.toybox.quality import portrait_identity
+from pipelines.toybox.quality import learn, lineup
 from pipelines.toybox.scenes import subject
 
 if TYPE_CHECKING:
     from pipelines.events import Picture
+    from pipelines.layout import Layout
     from pipelines.model import Model
     from pipelines.params import TrainParams
     from pipelines.request import Request
     from pipelines.start_noise import Start
 
-RIVALS = 9  # other subjects of its category among which a subject must be recognised
 BATCH = 8
+LETTERS = "abcdefgh"  # names of what is learned
 Maps = NDArray[np.float32]
 Masks = Literal["none", "found", "true"]
 
@@ -55,7 +56,7 @@ class Lesson:
     @property
     def names(self) -> tuple[str, ...]:
         """What they are called."""
-        return tuple("abcdefgh"[self.first + number] for number in range(len(self.seeds)))
+        return tuple(LETTERS[self.first + number] for number in range(len(self.seeds)))
 
 
 @dataclass
@@ -71,7 +72,6 @@ class Lab:
     say: Callable[[str], None] = lambda text: None
     shorter: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 25
-    made: dict[str, int] = field(default_factory=dict)  # how many concepts were trained, how many pictures painted
 
     def params(self, lesson: Lesson) -> TrainParams:
         """The method's preset for this base, with the lesson's settings; nothing is written on the way."""
@@ -95,29 +95,14 @@ class Lab:
         trained = self._trained(lesson, params)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(path, trained.tensors, {"concept": json.dumps(trained.concept.to_json())})
-        self.made["concepts"] = self.made.get("concepts", 0) + 1
         return trained
 
     def _trained(self, lesson: Lesson, params: TrainParams) -> Trained:
-        from pipelines.runs import train_concept
-        from pipelines.workspace import Workspace
-
         nouns = [toy.category for one in lesson.shoots for toy in toys_of(one)]
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
-            folders = [_photos(one, Path(place) / f"photos-{i}", lesson, i) for i, one in enumerate(lesson.shoots)]
-            events = train_concept(
-                Workspace(Path(place) / "workspace"),
-                self.model,
-                method=lesson.method,
-                photos=folders,
-                noun=nouns,
-                name=lesson.names,
-                params=params,
-                seed=0,
-            )
-            found = [event.value for event in events if isinstance(event, Finished)]
-        trained: Trained = found[-1]
-        return trained
+            folders = [_photos(one, Path(place) / f"photos-{i}", lesson) for i, one in enumerate(lesson.shoots)]
+            wish: dict[str, Any] = {"photos": folders, "noun": nouns, "name": lesson.names, "params": params}
+            return learn(self.model, Path(place) / "workspace", method=lesson.method, seed=0, **wish)
 
     def paint(
         self, request: Request, concepts: Sequence[Trained] = (), start: Start | None = None, probes: Sequence[Any] = ()
@@ -127,9 +112,7 @@ class Lab:
 
         wish = replace(request, batch=min(BATCH, len(request.seeds)), preview_every=0, steps=self.steps)
         events = generate(self.model, wish, concepts=[(one, 1.0) for one in concepts], start=start, probes=probes)
-        pictures = [event.image for event in events if isinstance(event, Snapshot) and event.image is not None]
-        self.made["pictures"] = self.made.get("pictures", 0) + len(pictures)
-        return pictures
+        return [event.image for event in events if isinstance(event, Snapshot) and event.image is not None]
 
     def maps(self, request: Request, concepts: Sequence[Trained], words: Sequence[str]) -> tuple[list[Picture], Maps]:
         """The request's pictures, and the words' mean attention in each, (words, pictures, h, w), each map's sum 1."""
@@ -152,9 +135,7 @@ class Lab:
         """(1 + RIVALS, 64): the judge's identity of a subject's photos, then those of others of its category."""
         key = (seed, category, background)
         if key not in self._known:
-            kind = category or subject(seed).category
-            rivals = [portrait_identity(1_000_000 + 100 * seed + i, kind, None) for i in range(RIVALS)]
-            self._known[key] = np.stack([portrait_identity(seed, kind, background), *rivals])
+            self._known[key] = lineup(seed, category or subject(seed).category, background)
         return self._known[key]
 
     @cached_property
@@ -167,7 +148,25 @@ def toys_of(one: Shoot) -> list[Any]:
     return [subject(seed, one.category) for seed in one.seeds]
 
 
-def _photos(one: Shoot, folder: Path, lesson: Lesson, number: int) -> Path:
+def unlike(first: int, count: int) -> list[int]:
+    """The first so many subjects from seed `first` on that are all of different kinds."""
+    found: list[int] = []
+    for seed in range(first, first + 1000):
+        if subject(seed).category not in {subject(other).category for other in found}:
+            found.append(seed)
+    return found[:count]
+
+
+def boxed(lab: Lab, boxes: Sequence[Sequence[float]], strength: float) -> Layout:
+    """<a>, <b> ... each in a box (left, top, right, bottom as shares of the picture)."""
+    from pipelines.layout import Area, Layout, Region
+
+    size = lab.model.native_size
+    areas = [Area.box([round(size * value) for value in box], (size, size)) for box in boxes]
+    return Layout(tuple(Region(f"<{letter}>", area) for letter, area in zip(LETTERS, areas, strict=False)), strength)
+
+
+def _photos(one: Shoot, folder: Path, lesson: Lesson) -> Path:
     """Photos of a shoot, with masks only where the lesson has the true ones."""
     truth = write_photos(shoot(one), folder)
     several = len(one.seeds) > 1
@@ -183,14 +182,9 @@ def _photos(one: Shoot, folder: Path, lesson: Lesson, number: int) -> Path:
     return folder
 
 
-def largest(verdict: Verdict) -> Found | None:
-    """The toy that the judge is surest of."""
-    return max(verdict.toys, key=lambda toy: toy.score, default=None)
-
-
 def likeness(verdict: Verdict, known: NDArray[np.float32]) -> NDArray[np.float32]:
     """(subjects,) cosines of the surest toy with known identities; -1 where there is no toy."""
-    toy = largest(verdict)
+    toy = verdict.surest
     if toy is None:
         return np.full(len(known), -1.0, np.float32)
     cosines: NDArray[np.float32] = known @ toy.identity

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pipelines.evaluate.page import markdown_row, page, png
 from pipelines.evaluate.prompts import with_subject
 from pipelines.files import new_id, write_atomic
 
 if TYPE_CHECKING:
     from pipelines.evaluate.protocol import Evaluation
-    from pipelines.events import Picture
 
 DRAWS = 2000
 OVERALL = "all prompts"
@@ -31,6 +30,7 @@ TITLES = {
     "identity_masked": "Identity, masked",
     "dino_masked": "DINO, masked",
 }
+_STYLE = "img{width:8rem;height:8rem;object-fit:contain;margin:.15rem}"
 _SHOWN = 8  # pictures of a prompt on the page
 
 
@@ -112,7 +112,7 @@ def as_text(evaluations: Sequence[Evaluation], *, overall: bool = False) -> list
         for line in lines(evaluations)
         if not overall or line.prompt == OVERALL
     ]
-    return [_cells(head), "|" + "---|" * len(head), *(_cells(row) for row in rows)]
+    return [markdown_row(head), "|" + "---|" * len(head), *(markdown_row(row) for row in rows)]
 
 
 def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> list[Path]:
@@ -134,10 +134,6 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> list[Path]:
 
 def _measures(evaluations: Sequence[Evaluation]) -> list[str]:
     return list(dict.fromkeys(key for one in evaluations for key in one.measures))
-
-
-def _cells(values: Sequence[str]) -> str:
-    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
 def _table_csv(evaluations: Sequence[Evaluation]) -> str:
@@ -176,23 +172,9 @@ def _saved(folder: Path, evaluations: Sequence[Evaluation]) -> dict[tuple[int, i
             stem = f"{index}-{'photo' if number < 0 else number}"
             names = [f"pictures/{stem}-{count}.png" for count in range(len(pictures))]
             for name, picture in zip(names, pictures, strict=True):
-                write_atomic(folder / name, _png(picture))
+                write_atomic(folder / name, png(picture))
             found[index, number] = names
     return found
-
-
-def _png(picture: Picture) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:75rem}table{border-collapse:collapse}"
-    "td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child"
-    "{text-align:left}img{width:8rem;height:8rem;object-fit:contain;margin:.15rem;image-rendering:auto}"
-    "small{color:#666}"
-)
 
 
 def _page(evaluations: Sequence[Evaluation], files: dict[tuple[int, int], list[str]]) -> str:
@@ -211,10 +193,7 @@ def _page(evaluations: Sequence[Evaluation], files: dict[tuple[int, int], list[s
             parts.append(f"<h3>{html.escape(with_subject(line.prompt, f'<{one.name}>'))}</h3>")
             parts.append(f"<table><tr><th></th>{head}</tr>{_row('', line, keys)}</table>")
             parts.append(f"<p>{_images(files[index, number])}</p>")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
-        f"<h1>Evaluation</h1><p>Means with 95 % bootstrap intervals.</p>{''.join(parts)}</html>\n"
-    )
+    return page("Evaluation", f"<p>Means with 95 % bootstrap intervals.</p>{''.join(parts)}", _STYLE)
 
 
 def _row(name: str, line: Line, keys: Sequence[str]) -> str:

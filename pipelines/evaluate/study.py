@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.evaluate.claim import TUNING, Arm, Claim, Outcome, Settings, facts, get_claim
+from pipelines.evaluate.claim import TUNING, Arm, Claim, Outcome, Settings, get_claim
 from pipelines.evaluate.paired import mean_of, paired
 from pipelines.events import Event, Finished, Note, Progress
 from pipelines.files import write_json
@@ -197,7 +197,6 @@ def _result(
         "arms": arms,
         "checks": checks,
         "replicates": None if lab.quick else all(deciding),
-        "facts": facts(claim, lab),
         "cases": [
             {"seed": seed, "arm": name, **{key: _rounded(value) for key, value in rows[number].items()}}
             for number, seed in enumerate(seeds)

@@ -81,8 +81,6 @@ def quality(
     from pipelines.settings import parse_settings, validated
     from pipelines.toybox.quality import Trial, concept_quality
 
-    if not seeds:
-        raise StudioError("The range of subject seeds is empty. Write the smaller one first, as 2000-2009.")
     changes = parse_settings(get_method(method).Params, list(settings))
     chosen = load_preset(method, preset, "toybox")
     params = validated(type(chosen), chosen.model_dump() | {"sample_every": 0, "checkpoint_every": 0} | changes)

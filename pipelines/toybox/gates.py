@@ -196,7 +196,7 @@ def measure_base(model: Model, share: float) -> Values:
     seconds = (time.monotonic() - began) / len(images)
     hits: dict[str, list[bool]] = {"category": [], "color": [], "background": []}
     for (toy, background, _), verdict in zip(asked, verdicts(images), strict=True):
-        best = max(verdict.toys, key=lambda found: found.score, default=None)
+        best = verdict.surest
         hits["category"].append(best is not None and best.category == toy.category)
         hits["color"].append(best is not None and best.colors[0] == toy.colors[0])
         hits["background"].append(verdict.background == background)

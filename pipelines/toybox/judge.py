@@ -55,6 +55,11 @@ class Verdict:
     toys: tuple[Found, ...]
     props: tuple[tuple[str, float], ...] = field(default=())
 
+    @property
+    def surest(self) -> Found | None:
+        """The toy that the judge is surest of."""
+        return max(self.toys, key=lambda toy: toy.score, default=None)
+
     def to_json(self, file: str) -> dict[str, Any]:
         """One entry of the same shape as truth.json's, with scores."""
         toys = [

@@ -58,7 +58,7 @@ class Score:
 
 def identity(verdict: Verdict) -> NDArray[np.float32]:
     """The best found toy's identity; zeros where there is none."""
-    best = max(verdict.toys, key=lambda toy: toy.score, default=None)
+    best = verdict.surest
     return best.identity if best else np.zeros(64, np.float32)
 
 
@@ -81,26 +81,18 @@ def measure(images: Images, asked: Sequence[str], known: NDArray[np.float32]) ->
     }
 
 
-def learn(model: Model, trial: Trial, folder: Path, noun: str, seed: int) -> Trained:
-    """Trains in a throwaway workspace, as the command line does."""
+def lineup(seed: int, category: str, background: str | None) -> NDArray[np.float32]:
+    """(1 + RIVALS, 64): the identity in a subject's photos, then in those of others of its category."""
+    rivals = [portrait_identity(1_000_000 + 100 * seed + i, category, None) for i in range(RIVALS)]
+    return np.stack([portrait_identity(seed, category, background), *rivals])
+
+
+def learn(model: Model, workspace: Path, **wish: Any) -> Trained:
+    """What `train_concept(**wish)` makes in a throwaway workspace, its events unseen."""
     from pipelines.runs import train_concept
     from pipelines.workspace import Workspace
 
-    trained: Any = None
-    events = train_concept(
-        Workspace(folder / "workspace"),
-        model,
-        method=trial.method,
-        photos=folder / "photos",
-        noun=noun,
-        name="it",
-        params=trial.params,
-        seed=seed,
-        masks=trial.masks,
-    )
-    for event in events:
-        if isinstance(event, Finished):
-            trained = event.value
+    (trained,) = [e.value for e in train_concept(Workspace(workspace), model, **wish) if isinstance(e, Finished)]
     result: Trained = trained
     return result
 
@@ -112,16 +104,17 @@ def score_subject(model: Model, trial: Trial, seed: int) -> Score:
     home = trial.photo_background or order[0]
     places = [b for b in order if b != home][:PLACES]
     noun = subject(seed).category
-    rivals = [portrait_identity(1_000_000 + 100 * seed + i, noun, None) for i in range(RIVALS)]
-    known = np.stack([portrait_identity(seed, noun, home), *rivals])
+    known = lineup(seed, noun, home)
     prompts = [(f"a photo of {{}} {BACKGROUNDS[b]}", b) for b in places]
     asked = [b for _, b in prompts for _ in range(SEEDS)]
     seeds = tuple(range(100, 100 + SEEDS))
     base = [image for text, _ in prompts for image in paint(model, text.replace("{}", f"a {noun}"), seeds)]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        write_photos(shoot(Shoot((seed,), PHOTOS, home)), Path(folder) / "photos")
-        trained = learn(model, trial, Path(folder), noun, seed)
+        photos = Path(folder) / "photos"
+        write_photos(shoot(Shoot((seed,), PHOTOS, home)), photos)
+        wish = {"method": trial.method, "params": trial.params, "masks": trial.masks, "seed": seed}
+        trained = learn(model, Path(folder) / "workspace", photos=photos, noun=noun, name="it", **wish)
     seconds = time.monotonic() - began
     concepts = [(trained, 1.0)]
     images = [image for text, _ in prompts for image in paint(model, text.replace("{}", "a <it>"), seeds, concepts)]

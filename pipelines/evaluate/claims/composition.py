@@ -13,7 +13,6 @@ from pipelines.evaluate.paired import Values
 if TYPE_CHECKING:
     from pipelines.concept import Trained
     from pipelines.evaluate.lab import Lab
-    from pipelines.layout import Layout
     from pipelines.toybox.judge import Found, Verdict
 
 name, order = "composition", 7
@@ -45,33 +44,23 @@ def merit(values: Values) -> float:
     return values["in place as themselves"] + values["there as themselves"] + 0.1 * values["kinds in place"]
 
 
-def subjects_of(seed: int) -> list[int]:
-    """Four of different kinds."""
-    from pipelines.toybox.scenes import subject
-
-    found: list[int] = []
-    for one in range(800_000 + 100 * seed, 800_100 + 100 * seed):
-        if subject(one).category not in {subject(other).category for other in found}:
-            found.append(one)
-    return found[: len(METHODS)]
-
-
-def concepts_of(lab: Lab, seed: int) -> list[Trained]:
+def concepts_of(lab: Lab, subjects: Sequence[int]) -> list[Trained]:
     """One concept a method, <a> to <d>, with the presets of this base."""
     from pipelines.evaluate.lab import Lesson
     from pipelines.toybox.photos import Shoot
 
-    pairs = zip(METHODS, subjects_of(seed), strict=True)
+    pairs = zip(METHODS, subjects, strict=True)
     return [lab.learned(Lesson(method, (Shoot((one,), 5),), first=i)) for i, (method, one) in enumerate(pairs)]
 
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     """Several pictures of all four."""
-    from pipelines.evaluate.lab import sight, strip
+    from pipelines.evaluate.lab import boxed, sight, strip, unlike
     from pipelines.request import Request
 
-    concepts, subjects = concepts_of(lab, seed), subjects_of(seed)
-    layout = quartered(lab, settings["strength"]) if arm.name == "layout" else None
+    subjects = unlike(40 * seed, len(METHODS))
+    concepts = concepts_of(lab, subjects)
+    layout = boxed(lab, CELLS, settings["strength"]) if arm.name == "layout" else None
     painted = []
     for place in (" on the grass", " on a table"):
         prompt = f"a photo of a <a>, a <b>, a <c> and a <d>{place}"
@@ -87,15 +76,6 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
         "all four right": float((rows[:, 0] == 1).mean()),
     }
     return Outcome(values, {"four methods": strip(painted[:4] + painted[-4:], 8)})
-
-
-def quartered(lab: Lab, strength: float) -> Layout:
-    """A quarter for each."""
-    from pipelines.layout import Area, Layout, Region
-
-    size = lab.model.native_size
-    areas = [Area.box([round(size * value) for value in cell], (size, size)) for cell in CELLS]
-    return Layout(tuple(Region(f"<{letter}>", area) for letter, area in zip("abcd", areas, strict=True)), strength)
 
 
 def _counted(lab: Lab, seen: Verdict, known: Sequence[Any], subjects: Sequence[int]) -> tuple[float, float, float]:

@@ -12,8 +12,9 @@ from pipelines.evaluate.paired import Values
 if TYPE_CHECKING:
     from pipelines.evaluate.detect_compare import References
     from pipelines.evaluate.lab import Lab, Lesson
-    from pipelines.request import Request
-    from pipelines.start_noise import Start
+    from pipelines.start_noise import Layout
+    from pipelines.toybox.photos import Shoot
+    from pipelines.toybox.scenes import Scene
 
 name, order = "decoupling", 6
 title = "Identities decoupled"
@@ -58,31 +59,38 @@ def group(seed: int) -> tuple[list[int], str]:
     return [600_000 + 10 * seed + i for i in range(count)], CATEGORIES[seed % len(CATEGORIES)]
 
 
-def lesson(arm: Arm, seed: int, settings: Settings) -> Lesson:
-    """A folder of photos with true masks for each subject, the same for every arm."""
-    from pipelines.evaluate import lab as labs
+def shoots(seed: int) -> tuple[Shoot, ...]:
+    """Five photos of each."""
     from pipelines.toybox.photos import Shoot
 
     subjects, kind = group(seed)
-    shoots = tuple(Shoot((one,), 5, category=kind) for one in subjects)
+    return tuple(Shoot((one,), 5, category=kind) for one in subjects)
+
+
+def lesson(arm: Arm, seed: int, settings: Settings) -> Lesson:
+    """A folder of photos with true masks for each subject, the same for every arm."""
+    from pipelines.evaluate import lab as labs
+
     wanted = dict(settings) | {"mix": MIXES[arm.name.removesuffix(" with start noise")], "masked_loss": False}
-    return labs.Lesson("segmix", shoots, labs.settings(wanted), "true")
+    return labs.Lesson("segmix", shoots(seed), labs.settings(wanted), "true")
 
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     """Pictures of all together, on several backgrounds."""
     from pipelines.evaluate.detect_compare import detect_and_compare
     from pipelines.evaluate.eyes import ToyboxEyes
-    from pipelines.evaluate.lab import strip
+    from pipelines.evaluate.lab import LETTERS, strip
     from pipelines.request import Request
+    from pipelines.start_noise import mean_shift
 
     subjects, _ = group(seed)
     trained = lab.learned(lesson(arm, seed, settings))
-    words = " and ".join(f"a <{'abcd'[i]}>" for i in range(len(subjects)))
+    words = " and ".join(f"a <{letter}>" for letter in LETTERS[: len(subjects)])
+    layout = collages(lab, seed) if arm.name.endswith("start noise") else None
     eyes, known, painted = ToyboxEyes(), references(seed), []
     for place in PLACES:
         request = Request(f"a photo of {words}{place}", NEGATIVE, seeds=tuple(range(lab.few(4))))
-        start = start_of(lab, arm, seed, request) if arm.name.endswith("start noise") else None
+        start = mean_shift(lab.model, request, layout, GAMMA[len(subjects)]) if layout else None
         painted += lab.paint(request, [trained], start)
     results = [detect_and_compare(eyes, picture, known) for picture in painted]
     success = float(np.mean([one.each_its_own for one in results]))
@@ -95,32 +103,31 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     return Outcome(values, {f"{len(subjects)} together": strip(painted[:: lab.few(4)] + painted[1 :: lab.few(4)], 8)})
 
 
+def photographed(seed: int) -> list[list[Scene]]:
+    """The subjects' photos, as they are learned from."""
+    from pipelines.toybox.photos import shoot
+
+    return [shoot(one) for one in shoots(seed)]
+
+
 def references(seed: int) -> References:
     """What each subject looks like in its photos."""
     from pipelines.evaluate.detect_compare import references as look
     from pipelines.evaluate.eyes import ToyboxEyes
-    from pipelines.toybox.photos import Shoot, shoot
 
-    subjects, kind = group(seed)
-    photos = {
-        kind + " " * i: [one.image for one in shoot(Shoot((s,), 5, category=kind))] for i, s in enumerate(subjects)
-    }
+    _, kind = group(seed)
+    photos = {kind + " " * i: [one.image for one in scenes] for i, scenes in enumerate(photographed(seed))}
     return look(ToyboxEyes(), photos)
 
 
-def start_of(lab: Lab, arm: Arm, seed: int, request: Request) -> Start:
-    """The start noise: a random collage of the subjects' photos for each picture."""
+def collages(lab: Lab, seed: int) -> Layout:
+    """A random collage of the subjects' photos for each picture."""
     from pipelines.collage import cut_out
-    from pipelines.start_noise import mean_shift, random_layout
-    from pipelines.toybox.photos import Shoot, shoot
+    from pipelines.evaluate.lab import LETTERS
+    from pipelines.start_noise import random_layout
 
-    subjects, kind = group(seed)
     pieces = {
-        f"<{'abcd'[i]}>": [
-            cut_out(f"<{'abcd'[i]}>", one.image, one.masks[0].astype(np.uint8) * 255)
-            for one in shoot(Shoot((s,), 5, category=kind))
-        ]
-        for i, s in enumerate(subjects)
+        name: [cut_out(name, one.image, one.masks[0].astype(np.uint8) * 255) for one in scenes]
+        for name, scenes in zip(LETTERS, photographed(seed), strict=False)
     }
-    size = (lab.model.native_size, lab.model.native_size)
-    return mean_shift(lab.model, request, random_layout(pieces, size), GAMMA[len(subjects)])
+    return random_layout(pieces, (lab.model.native_size, lab.model.native_size))

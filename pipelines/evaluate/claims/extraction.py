@@ -32,16 +32,6 @@ def merit(values: Values) -> float:
     return values["own subject"] + values["likeness"]
 
 
-def pair(seed: int) -> tuple[int, int]:
-    """Two subjects of different kinds."""
-    from pipelines.toybox.scenes import subject
-
-    first = subject(seed).category
-    return seed, next(
-        other for other in range(500_000 + 100 * seed, 500_100 + 100 * seed) if subject(other).category != first
-    )
-
-
 def lesson(arm: Arm, seed: int, settings: Settings) -> Lesson:
     """The one photo and how it is learned."""
     from pipelines.evaluate import lab as labs
@@ -51,21 +41,21 @@ def lesson(arm: Arm, seed: int, settings: Settings) -> Lesson:
     if arm.name == "joint":
         wanted |= {"attention": "off", "masked_loss": False}
     masks: labs.Masks = "found" if arm.name == "masks" else "none"
-    return labs.Lesson("extract", (Shoot(pair(seed), 1),), labs.settings(wanted), masks)
+    return labs.Lesson("extract", (Shoot(tuple(labs.unlike(40 * seed, 2)), 1),), labs.settings(wanted), masks)
 
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     """Pictures of each alone, and of both."""
     from pipelines.attention.heatmap import overlay
-    from pipelines.evaluate.lab import is_own, largest, likeness, share, sight, strip
+    from pipelines.evaluate.lab import is_own, likeness, share, sight, strip, unlike
     from pipelines.request import Request
 
     trained = lab.learned(lesson(arm, seed, settings))
     own, alike, pictures = [], [], {}
-    for token, subject_seed in zip(("<a>", "<b>"), pair(seed), strict=True):
+    for token, subject_seed in zip(("<a>", "<b>"), unlike(40 * seed, 2), strict=True):
         painted = lab.paint(Request(f"a photo of a {token}", seeds=tuple(range(lab.few(6)))), [trained])
         known, seen = lab.known(subject_seed), sight(painted)
-        own += [toy is not None and is_own(toy, known) for toy in map(largest, seen)]
+        own += [one.surest is not None and is_own(one.surest, known) for one in seen]
         alike += [float(likeness(one, known)[0]) for one in seen]
         pictures[f"{token} alone"] = strip(painted)
     request = Request("a photo of a <a> and a <b>", seeds=tuple(range(lab.few(4))))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipelines.evaluate.claim import FIRST, Arm, Check, Outcome, Settings
-from pipelines.evaluate.claims.extraction import pair
 from pipelines.evaluate.paired import Values
 
 if TYPE_CHECKING:
     from pipelines.concept import Trained
     from pipelines.evaluate.lab import Lab
-    from pipelines.layout import Layout
     from pipelines.toybox.judge import Verdict
 
 name, order = "layout", 4
@@ -24,7 +24,8 @@ about = (
     "right when each is found in its half and is most like its own photos among ten toys of its kind."
 )
 seeds = range(FIRST, FIRST + 12)
-shown = ("each in its region", "both there as themselves", "both kinds there")
+shown = ("each in its region", "both there as themselves", "both kinds there", "bytes a concept")
+BOXES = ((0.04, 0.3, 0.48, 0.95), (0.52, 0.3, 0.96, 0.95))  # the lower part of the left and of the right half
 PLACES = ("on the grass", "in the snow", "at night", "on a table")
 # Cones 2's weight of guidance; without a layout the same number of tries goes to how strictly the prompt is followed
 arms = (
@@ -53,15 +54,15 @@ def residuals(lab: Lab, seeds: Sequence[int]) -> list[Trained]:
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     """Both orders, on several backgrounds."""
-    from pipelines.evaluate.lab import share, sight, strip
+    from pipelines.evaluate.lab import boxed, share, sight, strip, unlike
     from pipelines.request import Request
 
-    subjects = pair(seed)
+    subjects = unlike(40 * seed, 2)
     concepts = residuals(lab, subjects)
     painted, wanted = [], []
     for number, place in enumerate(PLACES):
         halves = (0, 1) if number % 2 == 0 else (1, 0)  # which half is whose
-        layout = halved(lab, halves, settings["strength"]) if arm.name == "guided" else None
+        layout = boxed(lab, [BOXES[side] for side in halves], settings["strength"]) if arm.name == "guided" else None
         prompt = f"a photo of a <a> and a <b> {place}"
         request = Request(prompt, seeds=tuple(range(lab.few(4))), guidance=settings["guidance"], layout=layout)
         painted += lab.paint(request, concepts)
@@ -73,27 +74,11 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
         "each in its region": share([_right(one, known, sides, half) for one, sides in zip(seen, wanted, strict=True)]),
         "both there as themselves": share([_right(one, known, None, half) for one in seen]),
         "both kinds there": share([_kinds(one, subjects) for one in seen]),
+        "bytes a concept": float(np.mean([_bytes(one) for one in concepts])),
     }
     return Outcome(
         values, {"a left of b, then right of it": strip(painted[:: lab.few(4)] + painted[1 :: lab.few(4)], 8)}
     )
-
-
-def facts(lab: Lab) -> dict[str, Any]:
-    """How small a residual concept is."""
-    concept = residuals(lab, [FIRST])[0]
-    return {"bytes of a residual concept": sum(one.numel() * one.element_size() for one in concept.tensors.values())}
-
-
-def halved(lab: Lab, halves: Sequence[int], strength: float) -> Layout:
-    """<a> and <b> in the lower part of the left (0) or right (1) half."""
-    from pipelines.layout import Area, Layout, Region
-
-    size = lab.model.native_size
-    boxes = ((0.04, 0.3, 0.48, 0.95), (0.52, 0.3, 0.96, 0.95))
-    areas = [Area.box([round(size * value) for value in box], (size, size)) for box in boxes]
-    words = ("<a>", "<b>")
-    return Layout(tuple(Region(word, areas[side]) for word, side in zip(words, halves, strict=True)), strength)
 
 
 def _right(seen: Verdict, known: Sequence[Any], sides: Sequence[int] | None, half: float) -> bool:
@@ -112,3 +97,7 @@ def _kinds(seen: Verdict, subjects: Sequence[int]) -> bool:
     from pipelines.toybox.scenes import subject
 
     return {subject(one).category for one in subjects} <= {toy.category for toy in seen.toys}
+
+
+def _bytes(concept: Trained) -> int:
+    return sum(one.numel() * one.element_size() for one in concept.tensors.values())

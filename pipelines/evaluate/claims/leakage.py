@@ -78,7 +78,7 @@ def places(seed: int) -> list[str]:
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     """Pictures of one subject."""
-    from pipelines.evaluate.lab import is_own, largest, likeness, share, sight, strip
+    from pipelines.evaluate.lab import is_own, likeness, share, sight, strip
     from pipelines.request import Request
     from pipelines.toybox.photos import Shoot, shoot
     from pipelines.toybox.scenes import subject
@@ -98,7 +98,7 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     ]
     known = lab.known(seed, background=home)
     free, told = sight(unnamed), sight(named)
-    toys = [toy for toy in map(largest, [*free, *told])]
+    toys = [one.surest for one in [*free, *told]]
     values = {
         "leaked, unnamed background": share([_leaked(one, home, prop) for one in free]),
         "leaked, other background named": share([_leaked(one, home, prop) for one in told]),
