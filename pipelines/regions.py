@@ -160,9 +160,9 @@ def _bound(request: Request, concepts: Cast) -> dict[int, Area | None]:
             drawn = [one.area for one in request.layout.regions if one.words.strip() in tokens]
             if drawn and strength:
                 found[place] = joined(drawn)
-        elif request.apart and strength and any(token in request.prompt for token in tokens):
+        elif request.apart is not False and strength and any(token in request.prompt for token in tokens):
             found[place] = None
-    return found
+    return {} if request.layout is None and request.apart is None and len(found) < 2 else found
 
 
 def joined(areas: Sequence[Area]) -> Area:
@@ -182,7 +182,8 @@ def _plan(model: Model, request: Request, concepts: Cast, bound: Mapping[int, Ar
     changing = [place for place in bound if alone[place]]
     everywhere = [one for place, one in enumerate(concepts) if place not in bound]
     drawn, sets = _cells(request.layout, {place: bound[place] for place in changing})
-    if not changing or sets == [frozenset(changing)]:
+    alike = request.layout is None and request.apart is None and len(changing) < 2  # nothing to keep it apart from
+    if not changing or alike or sets == [frozenset(changing)]:
         return None
     order = [frozenset(), *(frozenset([place]) for place in changing)]
     order += [one for one in sets if one not in order]

@@ -37,7 +37,8 @@ class Request:
     `preview_every` 0 = no previews.
 
     `layout` leads words to regions, and concepts named there that change weights act in their region alone. Without a
-    layout `apart` finds such regions by a short first pass, one for each concept. `placed` are states added at token
+    layout `apart` finds such regions by a short first pass, one for each concept; None: where two or more of the
+    prompt's concepts change weights. `placed` are states added at token
     positions. `recur`: how often a step is taken again with fresh noise, in the layout's guided steps (all, without a
     layout). `ramp` doubles the guidance at first and lets it fall; `trim` leaves out the padding of short prompts.
     `start` makes pictures begin as a faint collage of the subjects (MuDI), from the seeds and what it holds alone.
@@ -55,7 +56,7 @@ class Request:
     batch: int = 1
     keep: tuple[int, ...] = ()
     layout: Layout | None = None
-    apart: bool = False
+    apart: bool | None = False
     placed: tuple[Placed, ...] = ()
     recur: int = 0
     ramp: bool = False
@@ -123,7 +124,7 @@ class Request:
             whole = (*request.seeds, *request.keep, request.steps, request.width, request.height, request.batch)
             if not all(type(value) is int for value in (*whole, request.preview_every, request.recur)):
                 raise TypeError("not a whole number")
-            if not all(type(value) is bool for value in (request.apart, request.ramp, request.trim)):
+            if not all(type(value) is bool for value in (request.apart or False, request.ramp, request.trim)):
                 raise TypeError("neither yes nor no")
             if not isinstance(request.prompt, str) or not isinstance(request.negative, str | None):
                 raise TypeError("not a text")

@@ -17,7 +17,8 @@ MOST_CONCEPTS = 6
 MOST_PICTURES = 16
 _TOKEN = re.compile(r"<[^<>\s]+>")
 _SAME = ("prompt", "steps", "guidance", "scheduler", "width", "height")  # in a request under the controls' names
-_OPTIONS: dict[str, Any] = {"apart": False, "recur": 0, "ramp": False, "trim": False, "placed": [], "start": None}
+APART = {"when several change weights": None, "always": True, "never": False}
+_OPTIONS: dict[str, Any] = {"recur": 0, "ramp": False, "trim": False, "placed": [], "start": None}
 
 Cast = list[tuple[str, float]]
 
@@ -40,7 +41,8 @@ def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...
         "width": int(values["width"] or 0),
         "height": int(values["height"] or 0),
         "recur": int(values["recur"] or 0),
-        **{name: bool(values[name]) for name in ("apart", "ramp", "trim")},
+        "apart": APART[values["apart"]],
+        **{name: bool(values[name]) for name in ("ramp", "trim")},
     }
     layout = layout_of(values)
     if layout is not None:
@@ -100,6 +102,7 @@ def filled(studio: Studio, recipe: dict[str, Any]) -> dict[str, Any]:
     if seeds:
         values |= {"seed": str(seeds[0]), "count": min(len(seeds), MOST_PICTURES)}
     values |= {name: request.get(name, usual) for name, usual in _OPTIONS.items()}
+    values["apart"] = next(name for name, meant in APART.items() if meant is request.get("apart", False))
     values |= layout_values(request.get("layout"))
     known = {concept.name for concept in studio.library.concepts()}
     concepts = [(each["name"], float(each["strength"])) for each in recipe.get("concepts", []) if each["name"] in known]

@@ -94,5 +94,7 @@ def found_layout(found: Mapping[str, Heatmap]) -> str:
         )
         parts.append(Drawn(token, fine > 0.5))
     if not parts:
-        raise StudioError("No regions were found yet. Tick 'Keep concepts apart' under Advanced, and generate.")
+        raise StudioError(
+            "No regions were found yet. Set 'Keep concepts apart' to always under Advanced, and generate."
+        )
     return drawing(parts)

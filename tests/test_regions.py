@@ -380,6 +380,25 @@ def test_regions_are_found_by_a_first_pass_and_shown_before_the_second(
     assert not np.array_equal(made[0], pictures(model, replace(request, apart=False), cat, dog)[0])
 
 
+def test_two_concepts_that_change_weights_are_kept_apart_unless_said_otherwise(
+    model: Model, cat: Trained, dog: Trained
+) -> None:
+    """One alone has nothing to be kept apart from, and a residual changes no weights."""
+    unsaid, never = replace(REQUEST, apart=None), REQUEST
+    assert not same(pictures(model, unsaid, cat, dog), pictures(model, never, cat, dog))
+    assert same(pictures(model, unsaid, cat, dog), pictures(model, replace(REQUEST, apart=True), cat, dog))
+    one = {"prompt": "a photo of <my-cat>"}
+    assert same(pictures(model, replace(unsaid, **one), cat), pictures(model, replace(never, **one), cat))
+    moving = moved(model, "<my-dog>", "dog")
+    assert same(pictures(model, unsaid, cat, moving), pictures(model, never, cat, moving))
+    nobody = replace(unsaid, prompt="a photo of a tree")
+    assert same(pictures(model, nobody, cat, dog), pictures(model, replace(nobody, apart=False), cat, dog))
+
+
+def same(some: list[Any], others: list[Any]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
+
+
 @pytest.mark.parametrize("apart", [False, True])
 def test_again_is_bit_identical(cat: Trained, dog: Trained, model: Model, tmp_path: Any, apart: bool) -> None:
     workspace = Workspace(tmp_path / "workspace")

@@ -36,7 +36,11 @@ def add_layout(parser: Parser) -> None:
     group.add_argument(
         "--figure", action="store_true", help="forbid a word only the regions of others, not everything outside its own"
     )
-    group.add_argument("--apart", action="store_true", help="find a region for each concept by a short first pass")
+    group.add_argument(
+        "--apart",
+        action=argparse.BooleanOptionalAction,
+        help="find a region for each concept by a short first pass (default: where two or more change weights)",
+    )
     group.add_argument("--recur", type=int, metavar="N", help="take each guided step N times more, with fresh noise")
     group.add_argument("--ramp", action="store_true", help="twice the guidance at first, falling to --guidance")
     group.add_argument("--trim", action="store_true", help="leave out the padding of short prompts")

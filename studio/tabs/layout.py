@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pipelines import StudioError
-from studio.asked import filled
+from studio.asked import APART, filled
 from studio.configs import ENDINGS, start_opening
 from studio.layouts import found_layout, shape
 from studio.page import Memory, Page, Watch
@@ -53,8 +53,8 @@ def layout_controls() -> Controls:
 def advanced_controls() -> Controls:
     """Everything that a first picture needs no thought of."""
     with gr.Accordion("Advanced", open=False, elem_id="generate-advanced"):
-        apart = gr.Checkbox(
-            label="Keep concepts apart", elem_id="apart",
+        apart = gr.Radio(
+            list(APART), value=next(iter(APART)), label="Keep concepts apart", elem_id="apart",
             info="Without a layout: a short first pass finds a region for each concept and shows it",
         )  # fmt: skip
         with gr.Row(elem_classes="fields"):
