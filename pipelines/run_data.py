@@ -39,6 +39,7 @@ class Work:
     resume: bool
     classes: Path | None = None  # class pictures that were handed in
     notes: list[str] = field(default_factory=list)  # about the photos
+    photo: Picture | None = None  # stands for the concept where no sample was painted
     preview: Picture | None = None
 
     @property

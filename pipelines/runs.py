@@ -169,6 +169,7 @@ def _learned(work: Work) -> Iterator[Event]:
     from pipelines.train import train
 
     data = yield from gather(work)
+    work.photo = data.sources[0].image
     method, checkpoints = get_method(work.recipe.method), work.folder / CHECKPOINTS
     run = train(
         work.model, method, data, work.params, seed=work.recipe.seed, checkpoint=checkpoints, resume=work.resume
@@ -218,9 +219,9 @@ def _concept(work: Work, facts: dict[str, int]) -> Concept:
 
 
 def _published(work: Work, trained: Trained) -> Concept:
-    """Into the library, with the newest sample as its picture."""
+    """Into the library, with the newest sample as its picture, else a photo."""
     preview = work.preview
     if preview is None and (samples := sorted(work.folder.glob("sample-*.png"))):  # of the run before a resume
         with Image.open(samples[-1], formats=["PNG"]) as image:
             preview = np.asarray(image.convert("RGB"))
-    return publish(work.workspace, work.folder, trained, preview)
+    return publish(work.workspace, work.folder, trained, work.photo if preview is None else preview)

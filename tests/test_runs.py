@@ -113,7 +113,9 @@ def test_samples_change_nothing(workspace: Workspace, model: Model, folder: Path
         for every in (0, 1)
     ]
     assert equal(results[0].tensors, results[1].tensors)
-    assert Library(workspace).find("cat-0").preview is None
+    previews = [Library(workspace).find(f"cat-{every}").preview for every in (0, 1)]
+    assert previews[0] is not None and previews[1] is not None  # a photo where no sample was painted
+    assert previews[0].read_bytes() != previews[1].read_bytes()
 
 
 def test_a_stopped_run_is_kept_and_goes_on_to_the_same_end(workspace: Workspace, model: Model, folder: Path) -> None:
