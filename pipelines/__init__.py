@@ -87,6 +87,7 @@ _WHERE = {
     "discovered_masks": "mask_files",
     "load_segmenter": "segmenter",
     "EMBEDDED": "segmenter",
+    "class_pictures_of": "formats.mudi",
     "read_dataset": "formats.mudi",
     "subjects_of": "formats.mudi",
     "unpack": "formats.mudi_folders",

@@ -58,11 +58,23 @@ def read_classes(folder: Path, subjects: tuple[Subject, ...]) -> Dataset:
     dataset = read_dataset(folder, CLASS_FILE)
     names = [subject.token.strip("<>") for subject in subjects]
     if set(dataset.phrases) != set(names):
+        dataset = _renamed(dataset, subjects)
+    if set(dataset.phrases) != set(names):
         there = ", ".join(printable(id, 40) for id in dataset.phrases)
         raise StudioError(
             f"{dataset.where(dataset.first)} names {there}, but {', '.join(names)} are learned. Use the same names."
         )
     return dataset
+
+
+def _renamed(dataset: Dataset, subjects: tuple[Subject, ...]) -> Dataset:
+    """With the subjects' names for ids where each noun is the phrase of one id alone; else as it is."""
+    names = {subject.noun: subject.token.strip("<>") for subject in subjects}
+    called = {id: names.get(phrase, id) for id, phrase in dataset.phrases.items()}
+    if len(names) < len(subjects) or set(called.values()) != set(names.values()) or len(called) > len(names):
+        return dataset
+    phrases = {called[id]: phrase for id, phrase in dataset.phrases.items()}
+    return replace(dataset, phrases=phrases, rows=tuple(replace(row, id=called[row.id]) for row in dataset.rows))
 
 
 def check_classes(folder: Path, subjects: tuple[Subject, ...]) -> None:

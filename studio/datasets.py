@@ -25,6 +25,7 @@ MOST_PHOTOS = 200
 MOST_BYTES = 64_000_000  # one uploaded file
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".txt")
 MUDI = "metadata.jsonl"
+CLASSES = "class_metadata.jsonl"  # in a set of class pictures
 SHOWN = 512  # short side in pixels at which a photo is looked at
 
 
@@ -43,7 +44,14 @@ class Datasets:
         self.workspace = workspace
 
     def all(self) -> list[Dataset]:
-        """Newest first."""
+        """Those of photos, newest first."""
+        return [each for each in self._sets() if not (self.folder(each.id) / CLASSES).is_file()]
+
+    def classes(self) -> list[Dataset]:
+        """Those of class pictures, newest first."""
+        return [each for each in self._sets() if (self.folder(each.id) / CLASSES).is_file()]
+
+    def _sets(self) -> list[Dataset]:
         folders = [folder for folder in self.workspace.datasets.iterdir() if folder.is_dir() and _is_id(folder.name)]
         folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
         return [Dataset(folder.name, _title(folder)) for folder in folders]
@@ -74,6 +82,8 @@ class Datasets:
         title = clean_name(title or "Photos", "name of the photo set")
         if any(path.name == MUDI for path in files):
             return self._add_mudi(files)
+        if any(path.name == CLASSES for path in files):
+            return self._add_classes(files)
         _check(files)
         self.workspace.need(3 * sum(path.stat().st_size for path in files), "the photos")
         notes: list[str] = []
@@ -121,6 +131,24 @@ class Datasets:
                     write_atomic(folder / path.name, path.read_bytes())
         told = " and ".join(f"<{subject.token.strip('<>')}> ({subject.noun})" for subject in subjects)
         return sets[0].name, [f"{MUDI} names {told}, a photo set each."]
+
+    def _add_classes(self, files: Sequence[Path]) -> tuple[str, list[str]]:
+        """Class pictures with their masks, as `prior` and MuDI write them."""
+        from pipelines import class_pictures_of, read_dataset
+
+        _check([path for path in files if path.name != CLASSES])
+        self.workspace.need(3 * sum(path.stat().st_size for path in files), "the class pictures")
+        with tempfile.TemporaryDirectory(prefix="attune-photos-") as temporary:
+            trial = Path(temporary)
+            for path in files:
+                shutil.copyfile(path, trial / (path.name if path.name == CLASSES else _safe_name(path.name)))
+            dataset = read_dataset(trial, CLASSES)
+            class_pictures_of(dataset, short_side=64)
+            shown = " and ".join(dict.fromkeys(dataset.phrases.values()))
+            folder = self._new(clean_name(f"{len(dataset.rows)} of {shown}"[:80], "name of the photo set"))
+            for path in sorted(trial.iterdir(), key=lambda path: path.name == CLASSES):  # the file that tells at last
+                write_atomic(folder / path.name, path.read_bytes())
+        return folder.name, ["Choose them under Class pictures."]
 
     def _new(self, title: str) -> Path:
         folder = self.workspace.datasets / new_id(title)

@@ -26,6 +26,7 @@ class Training:
     params: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     base: str = "toybox"
+    classes: str = ""  # id of a set of class pictures, "" = the base paints them
     more: Sequence[dict[str, str]] = ()  # further things: {"photos" ("" = the same), "noun", "name"}
 
     def things(self) -> list[dict[str, str]]:
@@ -67,6 +68,7 @@ def start_training(studio: Studio, wish: Training, run: str = "", resume: bool =
         sets = [one["photos"] for one in things]
     for photos in sets:
         photo_folder(studio, photos)
+    classes = studio.datasets.folder(wish.classes) if wish.classes else None
     title = " and ".join(one["name"] for one in things)
     params = get_method(wish.method).Params(**wish.params)
     run = run or new_id(wish.name)
@@ -87,6 +89,7 @@ def start_training(studio: Studio, wish: Training, run: str = "", resume: bool =
             params=params,
             seed=wish.seed,
             masks=bool(params.masked_loss),
+            classes=classes,
             run_id=run,
             resume=resume,
         )

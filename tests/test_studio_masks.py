@@ -188,3 +188,28 @@ def test_a_folder_of_mudi_becomes_a_set_for_each_subject(studio: Studio, tmp_pat
     with pytest.raises(StudioError, match=r"line 2.*a\.png"):
         studio.datasets.add(sorted(folder.iterdir()), "x")
     assert len(studio.datasets.all()) == 2
+
+
+def test_class_pictures_are_added_and_learned_beside(studio: Studio, tmp_path: Path) -> None:
+    """They are no photo set, and an id of another name stands for the thing of its noun."""
+    photos, before = two_photos(studio, tmp_path), len(studio.datasets.all())
+    folder = tmp_path / "classes"
+    folder.mkdir()
+    Image.new("RGB", (40, 30), "red").save(folder / "1.png")
+    Image.new("L", (40, 30), 255).save(folder / "m1.png")
+    rows = [{"id": {"x": "cat"}}, {"id": "x", "file_name": "1.png", "mask_path": "m1.png", "text": "A photo of a cat"}]
+    (folder / "class_metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    added, (told,) = studio.datasets.add(sorted(folder.iterdir()), "x")
+    assert "Class pictures" in told and len(studio.datasets.all()) == before
+    assert [(each.id, each.title) for each in studio.datasets.classes()] == [(added, "1 of cat")]
+    settings = {"steps": 2, "sample_every": 0, "checkpoint_every": 0, "prior_weight": 1.0, "prior_count": 1}
+    wish = Training(photos, "cat", "my-cat", "svdiff", settings, base=studio.base.where, classes=added)
+    job = start_training(studio, wish)
+    assert job.wait(300) and job.state == "done", job.error
+    assert not list((studio.workspace.root / "prior").glob("**/*.png")), "the base painted none"
+    wrong = Training(photos, "dog", "my-dog", "svdiff", settings, base=studio.base.where, classes=added)
+    job = start_training(studio, wrong)
+    assert job.wait(300) and job.state == "failed" and "class_metadata.jsonl, line 1 names x" in str(job.error)
+    (folder / "m1.png").unlink()
+    with pytest.raises(StudioError, match=r"line 2.*m1\.png"):
+        studio.datasets.add(sorted(folder.iterdir()), "x")

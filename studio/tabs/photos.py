@@ -28,7 +28,8 @@ ADVICE = (
 )
 HOW = (
     "PNG, JPEG or WebP, three to ten of one thing. A mask is named like its photo: cat.jpg and cat-masklabel.png "
-    "(white = the subject); a caption is cat.txt. Or a folder of MuDI's: all its files with metadata.jsonl."
+    "(white = the subject); a caption is cat.txt. Or a folder of MuDI's: all its files with metadata.jsonl "
+    "or class_metadata.jsonl."
 )
 
 
@@ -105,6 +106,8 @@ def _wire_upload(studio: Studio, upload: gr.UploadButton, chosen: gr.Dropdown, m
         title = time.strftime("Photos of %d %b %Y, %H:%M")
         folder, notes = studio.datasets.add([Path(file) for file in files or []], title, into)
         said = f"{len(files or [])} files added. {' '.join(notes)}"
+        if folder not in [each.id for each in studio.datasets.all()]:
+            return gr.update(), done(said.strip())  # class pictures
         return gr.update(choices=_choices(studio), value=folder), done(said.strip())
 
     upload.upload(add, [upload, chosen], [chosen, message], api_visibility="private")

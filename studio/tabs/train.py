@@ -32,6 +32,7 @@ class _Asked:
     things: things.Things
     method: gr.Radio
     preset: gr.Dropdown
+    classes: gr.Dropdown
 
 
 def build(studio: Studio, page: Page) -> None:
@@ -41,6 +42,7 @@ def build(studio: Studio, page: Page) -> None:
             named = things.build(studio, page, chosen)
             masks.build(studio, page, chosen, gallery, named)
             asked = _how(studio, chosen, named)
+            page.watch(Watch([asked.classes], lambda: str(_classes(studio)), lambda: [_class_update(studio)]))
             message = gr.HTML("", elem_id="train-message", render=False)
             kind = gr.State(studio.base.kind)
             _form(studio, asked, kind, message)
@@ -74,7 +76,19 @@ def _how(studio: Studio, chosen: gr.Dropdown, named: things.Things) -> _Asked:
         return gr.update(choices=choices, value=value), _paper(method)
 
     method.change(presets_for, method, [preset, paper], queue=False, api_visibility="private")
-    return _Asked(chosen, named, method, preset)
+    classes = gr.Dropdown(
+        _classes(studio), value="", label="Class pictures", visible=len(_classes(studio)) > 1, elem_id="train-classes",
+        info="Of prior preservation: painted by the base, or those that were added",
+    )  # fmt: skip
+    return _Asked(chosen, named, method, preset, classes)
+
+
+def _classes(studio: Studio) -> list[tuple[str, str]]:
+    return [("Painted by the base", ""), *((each.title, each.id) for each in studio.datasets.classes())]
+
+
+def _class_update(studio: Studio) -> Any:
+    return gr.update(choices=_classes(studio), visible=len(_classes(studio)) > 1)
 
 
 def _paper(method: str) -> str:
@@ -109,7 +123,7 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
         button = gr.Button("Train", variant="primary", elem_id="train-button")
 
         @answering(0)
-        def train(photos: str, seed: int, *given: Any) -> tuple[str]:
+        def train(photos: str, classes: str, seed: int, *given: Any) -> tuple[str]:
             params = read(type(values), dict(zip(boxes, given, strict=False)))
             first, *more = things.read(given[len(boxes) :])
             wish = Training(
@@ -120,6 +134,7 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
                 params=params.model_dump(mode="json"),
                 seed=int(seed or 0),
                 base=studio.base.where,
+                classes=(classes or "") if params.prior_weight else "",
                 more=more,
             )
             things.complete([first, *more])
@@ -128,7 +143,7 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
             job = start_training(studio, wish)
             return (done(f"{job.title.removeprefix('Train ')} is being trained.{told}{waiting(ahead)}"),)
 
-        asks = [asked.photos, seed, *boxes.values(), *asked.things.all]
+        asks = [asked.photos, asked.classes, seed, *boxes.values(), *asked.things.all]
         button.click(train, asks, [message], api_visibility="private")
 
 
