@@ -84,30 +84,46 @@ def masked_class_pictures(
 ) -> Iterator[Event]:
     """Paint and mask each of `classes` (subject's name -> its noun) into the new `folder`.
 
-    Yields Progress, a Note for a picture that is left out, and ends with Finished(the metadata file). StudioError when
-    no picture of a class shows exactly one thing of it; nothing is written then.
+    Yields Progress, a Note for a picture that is left out, and ends with Finished(the metadata file). Closed earlier it
+    writes what it has, when that is at least one picture of each class. StudioError when no picture of a class shows
+    exactly one thing of it; nothing is written then.
     """
     wish = wish or ClassWish()
     wish.check(folder)
-    photos: list[Photo] = []
-    total = wish.each * len(classes)
-    for position, (name, noun) in enumerate(classes.items()):
-        found = 0
-        for number in range(wish.each):
+    kept: dict[str, list[Photo]] = {name: [] for name in classes}
+
+    def write() -> Path:
+        return write_dataset(folder, classes, [photo for photos in kept.values() for photo in photos], CLASS_FILE)
+
+    try:
+        yield from _painted(model, classes, find, wish, kept)
+    except GeneratorExit:
+        if all(kept.values()):
+            write()
+        raise
+    yield Finished(write())
+
+
+def _painted(
+    model: Model, classes: Mapping[str, str], find: Find, wish: ClassWish, kept: dict[str, list[Photo]]
+) -> Iterator[Event]:
+    """One of each class, then the next of each, so that what is there when it is stopped can be used."""
+    step, total = 0, wish.each * len(classes)
+    for number in range(wish.each):
+        for position, (name, noun) in enumerate(classes.items()):
             first = wish.seed + (position * wish.each + number) * wish.tries
             photo = _one(model, name, noun, find, wish, first)
             if photo is not None:
-                photos.append(photo)
-                found += 1
-            elif not found:  # the next ones would not do better
+                kept[name].append(photo)
+            elif not kept[name]:  # the next ones would not do better
                 raise StudioError(
                     f"In {wish.tries} pictures the base never painted exactly one {noun} that could be cut out. "
                     "Use a plainer noun, or class pictures without masks."
                 )
             else:
                 yield Note(f"Picture {number + 1} of '{noun}' never showed exactly one; it was left out.")
-            yield Progress(STAGE, position * wish.each + number + 1, total)
-    yield Finished(write_dataset(folder, classes, photos, CLASS_FILE))
+            step += 1
+            yield Progress(STAGE, step, total)
 
 
 def _one(model: Model, name: str, noun: str, find: Find, wish: ClassWish, first: int) -> Photo | None:

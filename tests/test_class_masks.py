@@ -37,21 +37,21 @@ def test_they_are_painted_masked_and_read_again(tmp_path: Path) -> None:
     *events, last = masked_class_pictures(tiny_model("sd1"), CLASSES, find, tmp_path / "x", WISH)
     assert isinstance(last, Finished) and last.value == tmp_path / "x" / mudi.CLASS_FILE
     assert [event.step for event in events if isinstance(event, Progress)] == [1, 2, 3, 4]
-    assert [noun for noun, _ in find.seen] == ["cat", "cat", "cat", "dog", "dog"]  # the second one is tried again
+    assert [noun for noun, _ in find.seen] == ["cat", "dog", "dog", "cat", "dog"]  # the second one is tried again
     found = mudi.read_dataset(tmp_path / "x", mudi.CLASS_FILE)
     assert found.phrases == CLASSES and [row.id for row in found.rows] == ["a", "a", "b", "b"]
     pictures = mudi.class_pictures_of(found)
     assert [one.words for one in pictures] == ["A photo of a cat"] * 2 + ["A photo of a dog"] * 2
     assert [one.token for one in pictures] == ["<a>"] * 2 + ["<b>"] * 2
     assert all(one.mask is not None and int((one.mask > 128).sum()) == 12 * 16 for one in pictures)
-    assert np.array_equal(pictures[1].image, find.seen[2][1])
+    assert np.array_equal(pictures[1].image, find.seen[3][1]) and np.array_equal(pictures[2].image, find.seen[2][1])
     assert len({one.image.tobytes() for one in pictures}) == 4
     with pytest.raises(StudioError, match="already there"):
         list(masked_class_pictures(tiny_model("sd1"), CLASSES, find, tmp_path / "x", WISH))
 
 
 def test_what_never_comes_out_right_is_told(tmp_path: Path) -> None:
-    events = list(masked_class_pictures(tiny_model("sd1"), CLASSES, finder(1, 2), tmp_path / "x", WISH))
+    events = list(masked_class_pictures(tiny_model("sd1"), CLASSES, finder(2, 3), tmp_path / "x", WISH))
     assert [event.text for event in events if isinstance(event, Note)] == [
         "Picture 2 of 'cat' never showed exactly one; it was left out."
     ]
@@ -83,3 +83,14 @@ def test_attention_finds_only_what_can_be_cut_out(share: float, taken: bool, mon
     mask = by_attention(tiny_model("sd1"))(np.zeros((100, 100, 3), np.uint8), "cat")
     assert (mask is not None) == taken
     assert mask is None or (mask.shape == (100, 100) and abs((mask > 128).mean() - share) < 0.02)
+
+
+def test_stopped_it_keeps_what_can_be_used(tmp_path: Path) -> None:
+    for steps, rows in ((1, 0), (2, 2), (3, 3)):
+        folder = tmp_path / str(steps)
+        work = masked_class_pictures(tiny_model("sd1"), CLASSES, finder(), folder, WISH)
+        for _ in range(steps):
+            next(work)
+        work.close()  # type: ignore[attr-defined]
+        assert (folder / mudi.CLASS_FILE).exists() == bool(rows)
+        assert not rows or len(mudi.read_dataset(folder, mudi.CLASS_FILE).rows) == rows

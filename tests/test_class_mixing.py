@@ -216,8 +216,8 @@ def test_class_pictures_that_are_handed_in_are_used_and_kept_until_the_end(model
 @pytest.mark.parametrize(
     ("phrases", "said"),
     [
-        ({"my-cat": "cat", "a": "dog"}, "class_metadata.jsonl, line 1 names my-cat, a, but my-cat, my-dog are learned"),
-        ({"my-cat": "cat", "../x": "dog"}, "line 1 names"),
+        ({"my-cat": "cat", "a": "ox"}, "class_metadata.jsonl, line 1 names my-cat, a, but my-cat, my-dog are learned"),
+        ({"my-cat": "cat", "../x": "ox"}, "line 1 names"),
     ],
 )
 def test_class_pictures_of_others_are_refused(model: Model, tmp_path: Path, phrases: dict[str, str], said: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.commands.arguments import Parser, add_base, add_workspace, command, open_base, open_workspace
-from pipelines.commands.terminal import Terminal
+from pipelines.commands.terminal import Stopped, Terminal
 from pipelines.errors import StudioError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
 
 def run(options: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.class_masks import PROMPT, ClassWish, masked_class_pictures
+    from pipelines.formats.mudi import CLASS_FILE
 
     names = options.name or ["-".join(noun.split()) for noun in options.noun]
     if len(names) != len(options.noun) or len(set(names)) < len(names):
@@ -56,7 +57,11 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     model = open_base(options, terminal)
     find = _finder(options, model)
     classes = dict(zip(names, options.noun, strict=True))
-    written = terminal.watch(masked_class_pictures(model, classes, find, options.folder, wish))
+    try:
+        written = terminal.watch(masked_class_pictures(model, classes, find, options.folder, wish))
+    except Stopped:
+        file = options.folder / CLASS_FILE
+        raise Stopped(f"Stopped; what is done is kept: {file}" if file.is_file() else "Stopped.") from None
     terminal.result({"file": str(written)}, f"Train with: --class-data {written.parent} --set prior_weight=1")
 
 

@@ -53,8 +53,7 @@ def build(studio: Studio, page: Page, chosen: gr.Dropdown, gallery: gr.HTML, nam
                 close = gr.Button("Close", size="sm", min_width=80)
         where = gr.Textbox(
             label="Segment Anything checkpoint", placeholder="/path/to/sam_vit_b.pth",
-            info="For real photos: a click or a box finds an outline with it. Toybox has one of its own",
-            elem_id="masks-checkpoint",
+            info="For outlines in real photos. Toybox has one of its own", elem_id="masks-checkpoint",
         )  # fmt: skip
     photo, names = gr.State(""), gr.State([])
     page.watch(Watch([live], lambda: _sign(studio), lambda: [_live(studio)]))
