@@ -30,10 +30,10 @@ tuning = range(1000, 1016)
 quick = 10
 shown = ("IoU", "IoU, one toy", "IoU, two toys")
 arms = (
-    Arm("raw", tuple({"timestep": t, "threshold": b} for t, b in product((300, 450, 550), (0.3, 0.45, 0.6, 0.75)))),
+    Arm("raw", tuple({"timestep": t, "threshold": b} for t, b in product((150, 300, 450), (0.3, 0.45, 0.6, 0.75)))),
     Arm(
         "refined",
-        tuple({"timestep": t, "threshold": b, "steps": n} for t, b, n in product((300, 450), (0.0, 0.3, 0.5), (1, 4))),
+        tuple({"timestep": t, "threshold": b, "steps": n} for t, b, n in product((150, 300), (0.0, 0.3, 0.5), (1, 2))),
     ),
 )
 checks = (
