@@ -28,6 +28,8 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="one claim; repeatable")
     parser.add_argument("--seeds", metavar="A-B", help="subjects to report on, both ends included")
     parser.add_argument("--minutes", type=float, default=45, help="length of a part, 0 = to the end (default: 45)")
+    parser.add_argument("--helpers", type=int, metavar="N", help="processes at once (default: one for each core)")
+    parser.add_argument("--helper", help=argparse.SUPPRESS)  # the share of one
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything is written")
     parser.set_defaults(run=run)
 
@@ -38,14 +40,18 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         raise StudioError(f"A part can't last {options.minutes:g} minutes. Give 0 (to the end) or more.")
     from pipelines.evaluate.claim import claim_names, get_claim
     from pipelines.evaluate.claim_page import table, write_evidence
+    from pipelines.evaluate.helpers import usual_helpers
     from pipelines.evaluate.lab import Lab
-    from pipelines.evaluate.study import Study, study
+    from pipelines.evaluate.study import Study, help_out, study
     from pipelines.model import load_model
 
     names = [get_claim(name).name for name in options.only] or claim_names()
     options.out.mkdir(parents=True, exist_ok=True)
     lab = Lab(load_model("toybox"), options.out, options.quick, terminal.say)
-    report = terminal.watch(study(lab, Study(names, seeds, options.minutes)))
+    wish = Study(names, seeds, options.minutes, options.helpers or usual_helpers(lab.model.device.type))
+    if options.helper:
+        return help_out(lab, wish, options.helper)
+    report = terminal.watch(study(lab, wish))
     results, files = report["claims"], []
     if results:
         files = write_evidence(options.out, results, _command(options), options.out)

@@ -12,6 +12,7 @@ cases/<claim>/            one record a seed and arm, with its pictures
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.evaluate.claim import TUNING, Arm, Claim, Outcome, Settings, get_claim
+from pipelines.evaluate.helpers import command_of, helped, share_of
 from pipelines.evaluate.paired import mean_of, paired
 from pipelines.events import Event, Finished, Note, Progress
 from pipelines.files import write_json
@@ -29,17 +31,18 @@ if TYPE_CHECKING:
     from pipelines.evaluate.lab import Lab
 
 SHIPPED = Path(__file__).parents[2] / "assets" / "evidence"
-CASES = "cases"
+CASES, SEARCH = "cases", "search"
 QUICK_SEEDS = 1  # of a quick run, times what a claim says is quick for it
 
 
 @dataclass
 class Study:
-    """What to measure. `seeds` None = each claim's own; `minutes` 0 = until it is done."""
+    """What to measure. `seeds` None = each claim's own; `minutes` 0 = until it is done; `helpers` work at once."""
 
     claims: Sequence[str]
     seeds: range | None = None
     minutes: float = 45.0
+    helpers: int = 1
     began: float = field(default_factory=time.monotonic)
     units: list[float] = field(default_factory=list)  # seconds of those done in this part
 
@@ -47,6 +50,21 @@ class Study:
     def over(self) -> bool:
         """Whether this part's time is up."""
         return self.minutes > 0 and time.monotonic() - self.began > 60 * self.minutes
+
+    @property
+    def left(self) -> float:
+        """Minutes of this part that are left, 0 = no end."""
+        return max(0.01, self.minutes - (time.monotonic() - self.began) / 60) if self.minutes else 0.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One arm in one case: the smallest piece of work, with the file that records it."""
+
+    seed: int
+    arm: Arm
+    settings: Settings
+    record: Path
 
 
 class PartOver(Exception):
@@ -70,35 +88,91 @@ def measured(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict
     search = yield from searched(lab, wish, claim)
     seeds = _seeds(lab, wish, claim)
     found: dict[str, list[Outcome]] = {arm.name: [] for arm in claim.arms}
-    work = [(seed, arm) for seed in seeds for arm in claim.arms]
-    for done, (seed, arm) in enumerate(work, start=1):
+    work = _cases(lab, claim, seeds, search)
+    yield from helped(wish, claim.name, CASES, work, _helper(lab, wish, claim))
+    for done, unit in enumerate(work, start=1):
         yield from _lasting(wish, claim.name, done, len(work))
-        found[arm.name].append(_case(lab, claim, arm, seed, search["chosen"][arm.like or arm.name]))
+        found[unit.arm.name].append(_case(lab, claim, unit))
     result = _result(lab, claim, seeds, search, found)
     write_json(lab.folder / f"{claim.name}.json", result)
     return result
 
 
+def help_out(lab: Lab, wish: Study, share: str) -> None:
+    """A helper's part, "stage:number/count:process id of the main one": records alone."""
+    stage, numbers, main = share.split(":")
+    number, count = (int(one) for one in numbers.split("/"))
+    for name in wish.claims:
+        claim = get_claim(name)
+        if stage == SEARCH:
+            units = _tries(lab, claim, _grid(claim))
+        else:
+            units = _cases(lab, claim, _seeds(lab, wish, claim), _found_search(lab, claim) or _unsearched(claim))
+        for unit in share_of(units, (number, count)):
+            if wish.over or os.getppid() != int(main):
+                return
+            _case(lab, claim, unit)
+
+
+def _helper(lab: Lab, wish: Study, claim: Claim) -> list[str]:
+    return command_of(lab.folder, claim.name, _seeds(lab, wish, claim), lab.quick, wish.left)
+
+
 def searched(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict[str, Any]]:
     """Every arm's settings: kept, shipped, or chosen now on tuning seeds, the same number of tries for each arm."""
-    grid = {arm.name: [dict(one) for one in arm.grid] for arm in claim.arms if not arm.like}
-    for folder in (lab.folder, SHIPPED):
-        kept = _read(folder / "search" / f"{claim.name}.json")
-        if kept and kept["grid"] == json.loads(json.dumps(grid)) and kept["base"] == lab.model.fingerprint:
-            return kept
-    if lab.quick:  # no time to search: the middle of each grid
-        return {"grid": grid, "tries": [], "chosen": {name: _middle(tries) for name, tries in grid.items()}}
-    tries = []
-    work = [(arm, one) for arm in claim.arms if not arm.like for one in grid[arm.name] if len(grid[arm.name]) > 1]
-    for done, (arm, one) in enumerate(work, start=1):
-        yield from _lasting(wish, f"{claim.name}: search", done, len(work))
-        outcomes = [_case(lab, claim, arm, seed, one, "search") for seed in _tuning(claim)]
-        merit = float(np.mean([claim.merit(outcome.values) for outcome in outcomes]))
-        tries.append({"arm": arm.name, "settings": one, "merit": round(merit, 4)})
+    kept = _found_search(lab, claim)
+    if kept or lab.quick:  # no time to search
+        return kept or _unsearched(claim)
+    grid, tries = _grid(claim), []
+    units = _tries(lab, claim, grid)
+    yield from helped(wish, claim.name, SEARCH, units, _helper(lab, wish, claim))
+    found: dict[tuple[str, str], list[float]] = {}
+    for done, unit in enumerate(units, start=1):
+        yield from _lasting(wish, f"{claim.name}: search", done, len(units))
+        merit = claim.merit(_case(lab, claim, unit).values)
+        found.setdefault((unit.arm.name, json.dumps(unit.settings)), []).append(merit)
+    for (name, settings), merits in found.items():
+        tries.append({"arm": name, "settings": json.loads(settings), "merit": round(float(np.mean(merits)), 4)})
     chosen = {name: _best(tries, name, options) for name, options in grid.items()}
     about = {"base": lab.model.fingerprint, "seeds": list(_tuning(claim)), "grid": grid, "tries": tries}
-    write_json(lab.folder / "search" / f"{claim.name}.json", about | {"chosen": chosen})
+    write_json(lab.folder / SEARCH / f"{claim.name}.json", about | {"chosen": chosen})
     return about | {"chosen": chosen}
+
+
+def _grid(claim: Claim) -> dict[str, list[dict[str, Any]]]:
+    return {arm.name: [dict(one) for one in arm.grid] for arm in claim.arms if not arm.like}
+
+
+def _found_search(lab: Lab, claim: Claim) -> dict[str, Any] | None:
+    """A search of the same grid on the same base, from before or shipped."""
+    grid = json.loads(json.dumps(_grid(claim)))
+    for folder in (lab.folder, SHIPPED):
+        kept = _read(folder / SEARCH / f"{claim.name}.json")
+        if kept and kept["grid"] == grid and kept["base"] == lab.model.fingerprint:
+            return kept
+    return None
+
+
+def _unsearched(claim: Claim) -> dict[str, Any]:
+    """The middle of each grid."""
+    grid = _grid(claim)
+    return {"grid": grid, "tries": [], "chosen": {name: _middle(tries) for name, tries in grid.items()}}
+
+
+def _tries(lab: Lab, claim: Claim, grid: dict[str, list[dict[str, Any]]]) -> list[Unit]:
+    """Every setting of every arm on every tuning seed, where there is something to choose."""
+    arms = [(arm, one) for arm in claim.arms if not arm.like for one in grid[arm.name] if len(grid[arm.name]) > 1]
+    return [_unit(lab, claim, arm, seed, one, SEARCH) for arm, one in arms for seed in _tuning(claim)]
+
+
+def _cases(lab: Lab, claim: Claim, seeds: range, search: dict[str, Any]) -> list[Unit]:
+    chosen = search["chosen"]
+    return [_unit(lab, claim, arm, seed, chosen[arm.like or arm.name], CASES) for seed in seeds for arm in claim.arms]
+
+
+def _unit(lab: Lab, claim: Claim, arm: Arm, seed: int, settings: Settings, stage: str) -> Unit:
+    tag = "" if stage == CASES else "-" + "-".join(str(value) for value in settings.values())
+    return Unit(seed, arm, settings, lab.folder / stage / claim.name / f"{_stem(seed, arm.name)}{tag}.json")
 
 
 def _tuning(claim: Claim) -> range:
@@ -130,20 +204,18 @@ def _lasting(wish: Study, stage: str, step: int, total: int) -> Iterator[Progres
     yield Progress(stage, step - 1, total, eta=None if pace is None else pace * (total - step + 1))
 
 
-def _case(lab: Lab, claim: Claim, arm: Arm, seed: int, settings: Settings, stage: str = CASES) -> Outcome:
+def _case(lab: Lab, claim: Claim, unit: Unit) -> Outcome:
     """One arm in one case, from its record where it was run before with the same settings, base and pace."""
     from PIL import Image
 
-    folder = lab.folder / stage / claim.name
-    tag = "" if stage == CASES else "-" + "-".join(str(value) for value in settings.values())
-    path = folder / f"{_stem(seed, arm.name)}{tag}.json"
-    same = {"settings": dict(settings), "base": lab.model.fingerprint, "quick": lab.quick}
+    path, folder = unit.record, unit.record.parent
+    same = {"settings": dict(unit.settings), "base": lab.model.fingerprint, "quick": lab.quick}
     kept = _read(path)
     if kept and {key: kept[key] for key in same} == json.loads(json.dumps(same)):
         values = {name: float("nan") if value is None else value for name, value in kept["values"].items()}
         pictures = {name: np.asarray(Image.open(folder / file)) for name, file in kept["pictures"].items()}
         return Outcome(values, pictures)
-    outcome = claim.run(lab, arm, seed, settings)
+    outcome = claim.run(lab, unit.arm, unit.seed, unit.settings)
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: f"{path.stem}-{number}.png" for number, name in enumerate(outcome.pictures)}
     for name, picture in outcome.pictures.items():
