@@ -19,7 +19,7 @@ run: setup
 test: check
 	@$(python) tests/browser/chromium.py
 	@echo "attune: tests"
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest -n 2 --dist loadscope $(ARGS)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: setup-dev
 	@echo "attune: lint and types"

@@ -16,9 +16,25 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
+LONG = (
+    "test_journey",
+    "test_drawing",
+    "test_resume",
+    "test_cli",
+    "test_claims",
+    "test_accelerate",
+    "test_app",
+    "test_setup",
+)  # few tests, but slow
+
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A test that forgets to name its workspace gets an empty one of its own."""
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "workspace"))
     yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first: the last one would keep one of two workers busy alone."""
+    items.sort(key=lambda item: item.path.stem not in LONG)  # stable: the rest stays as it is
