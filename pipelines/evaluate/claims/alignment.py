@@ -39,7 +39,7 @@ checks = (
     Check("likeness", "AttnDreamBooth", "DreamBooth", decides=False),
     Check("alignment", "AttnDreamBooth", "textual inversion", decides=False),
 )
-BATCH = 8
+BATCH = 4
 
 
 def merit(values: Values) -> float:
