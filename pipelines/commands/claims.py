@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         raise StudioError(f"A part can't last {options.minutes:g} minutes. Give 0 (to the end) or more.")
     from pipelines.evaluate.claim import claim_names, get_claim
     from pipelines.evaluate.claim_page import table, write_evidence
-    from pipelines.evaluate.helpers import usual_helpers
+    from pipelines.evaluate.crew import usual_helpers
     from pipelines.evaluate.lab import Lab
     from pipelines.evaluate.study import Study, help_out, study
     from pipelines.model import load_model

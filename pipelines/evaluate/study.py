@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.evaluate.claim import TUNING, Arm, Claim, Outcome, Settings, get_claim
-from pipelines.evaluate.helpers import command_of, helped, share_of
+from pipelines.evaluate.crew import command_of, helped, share_of
 from pipelines.evaluate.paired import mean_of, paired
 from pipelines.events import Event, Finished, Note, Progress
 from pipelines.files import write_json

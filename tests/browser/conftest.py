@@ -47,8 +47,9 @@ class Site:
             self.complaints.append(f"a request to {url}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Closed after each module: while Playwright runs, no other test of the process can start it."""
     found = find_chromium()
     if found is None:
         pytest.fail(MISSING)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.evaluate import helpers
+from pipelines.evaluate import crew
 from pipelines.evaluate.claim import Arm
-from pipelines.evaluate.helpers import command_of, helped, share_of, usual_helpers
+from pipelines.evaluate.crew import command_of, helped, share_of, usual_helpers
 from pipelines.evaluate.study import Study, Unit, help_out
 from pipelines.events import Note, Progress
 from tests.test_claims import Coin, coin, lab, ran  # noqa: F401
@@ -32,7 +32,7 @@ def units(folder: Path, count: int = 4) -> list[Unit]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helpers, "LOOK", 0.01)
+    monkeypatch.setattr(crew, "LOOK", 0.01)
 
 
 def test_all_arms_of_a_seed_are_one_helpers(tmp_path: Path) -> None:
