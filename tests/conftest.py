@@ -24,7 +24,6 @@ LONG = (
     "test_claims",
     "test_accelerate",
     "test_app",
-    "test_setup",
 )  # few tests, but slow
 
 

@@ -52,5 +52,6 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 if __name__ == "__main__":
     from studio.serve import Address, serve
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands on "ignored"
     home, model, photos, number = sys.argv[1:]
     serve(Address(port=int(number)), Path(home), model, example=Path(photos), example_base=model)
