@@ -111,8 +111,7 @@ class Datasets:
         with tempfile.TemporaryDirectory(prefix="attune-photos-") as temporary:
             flat, made = Path(temporary) / "flat", Path(temporary) / "made"
             flat.mkdir()
-            for path in files:
-                shutil.copyfile(path, flat / (path.name if path.name == MUDI else _safe_name(path.name)))
+            _lay(files, flat)
             dataset = read_dataset(flat)
             nouns = {id: subject.noun for id, subject in zip(dataset.phrases, subjects_of(dataset)[0], strict=True)}
             called = {id: _word(noun, id) for id, noun in nouns.items()}
@@ -140,8 +139,7 @@ class Datasets:
         self.workspace.need(3 * sum(path.stat().st_size for path in files), "the class pictures")
         with tempfile.TemporaryDirectory(prefix="attune-photos-") as temporary:
             trial = Path(temporary)
-            for path in files:
-                shutil.copyfile(path, trial / (path.name if path.name == CLASSES else _safe_name(path.name)))
+            _lay(files, trial)
             dataset = read_dataset(trial, CLASSES)
             class_pictures_of(dataset, short_side=64)
             shown = " and ".join(dict.fromkeys(dataset.phrases.values()))
@@ -219,6 +217,12 @@ def _safe_name(name: str) -> str:
     if clean.startswith(".") or any(mark in clean for mark in '/\\:*?"<>|'):
         raise StudioError(f"'{clean}' has a sign that file names can't have everywhere. Rename it.")
     return clean
+
+
+def _lay(files: Sequence[Path], folder: Path) -> None:
+    """Copies of uploads under names that can be stored; the metadata files of MuDI keep theirs."""
+    for path in files:
+        shutil.copyfile(path, folder / (path.name if path.name in (MUDI, CLASSES) else _safe_name(path.name)))
 
 
 def _word(noun: str, otherwise: str) -> str:
