@@ -124,8 +124,8 @@ def _waiting_run(studio: Studio, run: str) -> JobRecord:
 
 
 def waiting(ahead: int) -> str:
-    """A word about the jobs that come first."""
-    return f" {ahead} {'job is' if ahead == 1 else 'jobs are'} ahead of it." if ahead else ""
+    """A word about the jobs that come first; it stays true when they are done."""
+    return f" Queued behind {ahead} other {'job' if ahead == 1 else 'jobs'}." if ahead else ""
 
 
 def start_change_of_base(studio: Studio, where: str) -> Job:

@@ -149,6 +149,12 @@ def test_every_prompt_gets_exactly_the_pictures_asked_for(
     requests = [read_picture(file)["request"] for file in files]
     assert [one["prompt"] for one in requests] == ["a <my-cat>"] * 3 + ["a <my-cat> in the snow"] * 3
     assert all(one["trim"] and one["ramp"] and one["recur"] == 1 and one["layout"] for one in requests)
+    named = ("a <my-cat>", "--base", base, "--steps", "1", "--seed", "5", "--out", str(tmp_path / "named"))
+    answer(capsys, *named)  # no need to say it twice
+    answer(capsys, *named, "--concept", "my-cat:0.5")
+    first, second = (read_picture(file)["attune"] for file in sorted((tmp_path / "named").glob("*.png")))
+    assert [one["concepts"][0]["strength"] for one in (first, second)] == [1.0, 0.5]
+    assert len(first["concepts"]) == len(second["concepts"]) == 1
 
 
 def test_a_configuration_is_painted_with_its_own_defaults_and_again(

@@ -43,7 +43,7 @@ EXAMPLE = """examples:
 def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
     parser = command(commands, "generate", "make pictures from a prompt")
     parser.epilog = EXAMPLE
-    parser.add_argument("prompt", nargs="?", help='"a photo of <my-cat> in the snow"')
+    parser.add_argument("prompt", nargs="?", help='"a photo of <my-cat> in the snow": concepts it names are used')
     parser.add_argument("--again", type=Path, metavar="PNG", help="make that picture again, from what is written in it")
     parser.add_argument(
         "--prompt-file", type=Path, metavar="FILE", help="a prompt in every line; {} stands for the concept"
@@ -94,7 +94,7 @@ def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
     request = _request(options)
     request.check()
     workspace = open_workspace(options)
-    concepts = _concepts(workspace, options.concept)
+    concepts = _concepts(workspace, options.concept, options.prompt or "")
     prompts = [options.prompt]
     if options.prompt_file is not None:
         from pipelines.prompts import read_prompts
@@ -202,14 +202,20 @@ def _request(options: argparse.Namespace) -> Request:
     )
 
 
-def _concepts(workspace: Workspace, wanted: Sequence[str]) -> list[tuple[Trained, float]]:
+def _concepts(workspace: Workspace, wanted: Sequence[str], prompt: str = "") -> list[tuple[Trained, float]]:
+    """Those asked for, and at full strength those that the prompt names all the same, as in the app."""
     named = [_named(text) for text in wanted]
-    if not named:
+    if not named and "<" not in prompt:
         return []
     from pipelines.library import Library
 
     library = Library(workspace)
-    return [(library.load(name), strength) for name, strength in named]
+    found = [(library.load(name), strength) for name, strength in named]
+    for concept in library.concepts() if "<" in prompt else ():
+        mine = {subject.token for trained, _ in found for subject in trained.concept.subjects}
+        if any(subject.token in prompt and subject.token not in mine for subject in concept.subjects):
+            found.append((library.load(concept.name), 1.0))
+    return found
 
 
 def _named(text: str) -> tuple[str, float]:
