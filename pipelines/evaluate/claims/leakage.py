@@ -19,8 +19,8 @@ title = "No background leakage"
 paper = "https://arxiv.org/abs/2303.11305"
 about = (
     "Five photos of a toy, all on one background and beside one unnamed thing. SVDiff learns it plainly, inside masks "
-    "found by attention, and inside the true masks as the ceiling; then the same with prior preservation. Pictures are "
-    "asked for without naming a background, and on others by name. Leaked: the photos' background, or their thing."
+    "found by attention, and inside the true masks as the ceiling; the first two also with prior preservation. "
+    "Pictures are asked for without naming a background, and on others by name. Leaked: the photos' background, or their thing."
 )
 seeds = range(FIRST, FIRST + 12)
 shown = (
@@ -32,23 +32,28 @@ shown = (
     "background's clearness",
 )
 PRIOR = {"prior_weight": 1.0, "prior_count": 16}
-RATES: tuple[Settings, ...] = tuple({"lr": lr} for lr in (5e-3, 1e-2, 2e-2))
+tuning = range(1000, 1004)
+# what is left of the loss outside the mask keeps backgrounds clean, and lets the photos' own one in
+RATES: tuple[Settings, ...] = tuple({"lr": lr} for lr in (2.5e-3, 5e-3, 1e-2, 2e-2))
+MASKED: tuple[Settings, ...] = tuple({"lr": lr, "background_weight": b} for lr in (5e-3, 1e-2) for b in (0.01, 0.03))
 MASKS: dict[str, Masks] = {"plain": "none", "refined": "found", "true": "true"}
 arms = (
     Arm("base"),
-    *(Arm(kind, RATES) for kind in MASKS),
-    *(Arm(f"{kind} with prior", like=kind) for kind in MASKS),
+    *(Arm(kind, RATES if kind == "plain" else MASKED) for kind in MASKS),
+    *(Arm(f"{kind} with prior", like=kind) for kind in ("plain", "refined")),
 )
-checks = tuple(
-    check
-    for suffix in ("", " with prior")
-    for check in (
-        Check("leaked, unnamed background", f"refined{suffix}", f"plain{suffix}", more=False),
-        Check("leaked, other background named", f"refined{suffix}", f"plain{suffix}", more=False, margin=0.05),
-        Check("likeness", f"refined{suffix}", f"plain{suffix}", margin=0.03),
-        Check("background's clearness", f"refined{suffix}", "base", margin=0.05),
-        Check("leaked, unnamed background", f"true{suffix}", f"plain{suffix}", more=False, decides=False),
-    )
+checks = (
+    *(
+        check
+        for suffix in ("", " with prior")
+        for check in (
+            Check("leaked, unnamed background", f"refined{suffix}", f"plain{suffix}", more=False),
+            Check("leaked, other background named", f"refined{suffix}", f"plain{suffix}", more=False, margin=0.05),
+            Check("likeness", f"refined{suffix}", f"plain{suffix}", margin=0.03),
+            Check("background's clearness", f"refined{suffix}", "base", margin=0.05),
+        )
+    ),
+    Check("leaked, unnamed background", "true", "plain", more=False, decides=False),
 )
 
 
