@@ -28,11 +28,13 @@ class Arm:
     """One side of a comparison. `grid` are the settings tried for it on tuning seeds, () = nothing to choose.
 
     `like` names an arm whose choice it takes over, so that what differs between the two is the claim alone.
+    A quick run leaves out those that are `extra`, and what is checked of them.
     """
 
     name: str
     grid: tuple[Settings, ...] = ()
     like: str = ""
+    extra: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Helper processes of a study: each measures the cases of some seeds and leaves their records for the main process.
+"""Helper processes of a study: each takes what no other has and leaves the records for the main process.
 
 Training on a processor gains little from more threads, and much from a training beside it: two processes of one thread
 do 1.4 times as much as one of two.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -30,47 +31,59 @@ def usual_helpers(device: str) -> int:
     return min(MOST, os.cpu_count() or 1) if device == "cpu" else 1
 
 
-def share_of(units: Sequence[Unit], share: tuple[int, int]) -> list[Unit]:
-    """Those of helper `share[0]` of `share[1]`: all of a seed together, since its arms share what was learned."""
-    seeds = sorted({unit.seed for unit in units})
-    mine = set(seeds[share[0] :: share[1]])
-    return [unit for unit in units if unit.seed in mine]
+def portions(units: Sequence[Unit]) -> dict[str, list[Unit]]:
+    """What one helper does at a time: a claim's seed with all its arms, since these share what was learned."""
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        found.setdefault(f"{unit.claim}-{unit.seed}", []).append(unit)
+    return found
 
 
-def helped(wish: Study, claim: str, stage: str, units: Sequence[Unit], command: Sequence[str]) -> Iterator[Event]:
+def taken(units: Sequence[Unit], place: Path) -> Iterator[Unit]:
+    """The units of one portion after another that no other helper has taken; `place` is the folder where they agree."""
+    for name, portion in portions(units).items():
+        try:
+            (place / name).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        yield from portion
+
+
+def helped(wish: Study, name: str, stage: str, units: Sequence[Unit], command: Sequence[str]) -> Iterator[Event]:
     """Have what isn't recorded yet measured by helpers; what they leave undone the caller does itself.
 
-    `command` starts one, and is followed by its share. They end with this process, and with the part's time.
+    `command` starts one, and is followed by its part. They end with this process, and with the part's time.
     """
     todo = [unit for unit in units if not unit.record.exists()]
-    count = min(wish.helpers, len({unit.seed for unit in todo}))
+    count = min(wish.helpers, len(portions(todo)))
     if count < 2 or wish.over:
         return
     threads = str(max(1, (os.cpu_count() or 1) // count))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     around = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path}
-    started = [
-        subprocess.Popen(
-            [*command, "--helper", f"{stage}:{number}/{count}:{os.getpid()}"],
-            env=around, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for number in range(count)
-    ]  # fmt: skip
-    began, before = time.monotonic(), len(units) - len(todo)
-    try:
-        yield from _watched(started, claim, stage, units, before, began)
-    finally:
-        for one in started:
-            with suppress(OSError):
-                one.terminate()
-        for one in started:
-            one.wait()
+    with tempfile.TemporaryDirectory() as place:
+        started = [
+            subprocess.Popen(
+                [*command, "--helper", f"{stage}:{os.getpid()}:{place}"],
+                env=around, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+            for _ in range(count)
+        ]  # fmt: skip
+        began, before = time.monotonic(), len(units) - len(todo)
+        try:
+            yield from _watched(started, name, stage, units, before, began)
+        finally:
+            for one in started:
+                with suppress(OSError):
+                    one.terminate()
+            for one in started:
+                one.wait()
     if any(one.returncode for one in started):
         yield Note("A helper process ended early; what it left is measured here.")
 
 
 def _watched(
-    started: Sequence[subprocess.Popen[bytes]], claim: str, stage: str, units: Sequence[Unit], before: int, began: float
+    started: Sequence[subprocess.Popen[bytes]], what: str, stage: str, units: Sequence[Unit], before: int, began: float
 ) -> Iterator[Event]:
     said = -1
     while any(one.poll() is None for one in started):
@@ -78,13 +91,14 @@ def _watched(
         if done != said:
             said = done
             pace = (time.monotonic() - began) / (done - before) if done > before else None
-            name = f"{claim}: search" if stage == "search" else claim
+            name = f"{what}: search" if stage == "search" else what
             yield Progress(name, done, len(units), eta=None if pace is None else pace * (len(units) - done))
         time.sleep(LOOK)
 
 
-def command_of(folder: Path, claim: str, seeds: range, quick: bool, minutes: float) -> list[str]:
-    """The command line of a helper, without its share."""
-    words = [sys.executable, "-m", "pipelines", "claims", "--only", claim, "--out", str(folder.absolute())]
-    words += ["--seeds", f"{seeds.start}-{seeds.stop - 1}", "--minutes", f"{minutes:.3f}"]
-    return [*words, *(["--quick"] if quick else [])]
+def command_of(folder: Path, wish: Study, claims: Sequence[str], quick: bool) -> list[str]:
+    """The command line of a helper, without its part."""
+    words = [sys.executable, "-m", "pipelines", "claims", "--out", str(folder.absolute())]
+    words += [word for name in claims for word in ("--only", name)]
+    words += ["--seeds", f"{wish.seeds.start}-{wish.seeds.stop - 1}"] if wish.seeds is not None else []
+    return [*words, "--minutes", f"{wish.left:.3f}", *(["--quick"] if quick else [])]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.evaluate.claim import TUNING, Arm, Claim, Outcome, Settings, get_claim
-from pipelines.evaluate.crew import command_of, helped, share_of
+from pipelines.evaluate.crew import command_of, helped, taken
 from pipelines.evaluate.paired import mean_of, paired
 from pipelines.events import Event, Finished, Note, Progress
 from pipelines.files import write_json
@@ -61,6 +61,7 @@ class Study:
 class Unit:
     """One arm in one case: the smallest piece of work, with the file that records it."""
 
+    claim: str
     seed: int
     arm: Arm
     settings: Settings
@@ -76,6 +77,9 @@ def study(lab: Lab, wish: Study) -> Iterator[Event]:
     results: dict[str, Any] = {}
     chosen = [get_claim(name) for name in wish.claims]
     try:
+        if lab.quick:  # too few subjects to share a claim's among the helpers: they share the claims
+            work = [unit for claim in chosen for unit in _cases(lab, claim, _seeds(lab, wish, claim))]
+            yield from helped(wish, "all claims", CASES, work, command_of(lab.folder, wish, wish.claims, True))
         for claim in chosen:
             results[claim.name] = yield from measured(lab, wish, claim)
     except PartOver:
@@ -87,9 +91,9 @@ def measured(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict
     """One claim's result, also written as <claim>.json."""
     search = yield from searched(lab, wish, claim)
     seeds = _seeds(lab, wish, claim)
-    found: dict[str, list[Outcome]] = {arm.name: [] for arm in claim.arms}
-    work = _cases(lab, claim, seeds, search)
-    yield from helped(wish, claim.name, CASES, work, _helper(lab, wish, claim))
+    found: dict[str, list[Outcome]] = {arm.name: [] for arm in _arms(lab, claim)}
+    work = _cases(lab, claim, seeds)
+    yield from helped(wish, claim.name, CASES, work, command_of(lab.folder, wish, [claim.name], lab.quick))
     for done, unit in enumerate(work, start=1):
         yield from _lasting(wish, claim.name, done, len(work))
         found[unit.arm.name].append(_case(lab, claim, unit))
@@ -98,24 +102,16 @@ def measured(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict
     return result
 
 
-def help_out(lab: Lab, wish: Study, share: str) -> None:
-    """A helper's part, "stage:number/count:process id of the main one": records alone."""
-    stage, numbers, main = share.split(":")
-    number, count = (int(one) for one in numbers.split("/"))
-    for name in wish.claims:
-        claim = get_claim(name)
-        if stage == SEARCH:
-            units = _tries(lab, claim, _grid(claim))
-        else:
-            units = _cases(lab, claim, _seeds(lab, wish, claim), _found_search(lab, claim) or _unsearched(claim))
-        for unit in share_of(units, (number, count)):
-            if wish.over or os.getppid() != int(main):
-                return
-            _case(lab, claim, unit)
-
-
-def _helper(lab: Lab, wish: Study, claim: Claim) -> list[str]:
-    return command_of(lab.folder, claim.name, _seeds(lab, wish, claim), lab.quick, wish.left)
+def help_out(lab: Lab, wish: Study, part: str) -> None:
+    """A helper's part, "stage:process id of the main one:folder where helpers agree": records alone."""
+    stage, main, place = part.split(":", 2)
+    work: list[Unit] = []
+    for claim in map(get_claim, wish.claims):
+        work += _tries(lab, claim) if stage == SEARCH else _cases(lab, claim, _seeds(lab, wish, claim))
+    for unit in taken(work, Path(place)):
+        if wish.over or os.getppid() != int(main):
+            return
+        _case(lab, get_claim(unit.claim), unit)
 
 
 def searched(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict[str, Any]]:
@@ -124,8 +120,8 @@ def searched(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict
     if kept or lab.quick:  # no time to search
         return kept or _unsearched(claim)
     grid, tries = _grid(claim), []
-    units = _tries(lab, claim, grid)
-    yield from helped(wish, claim.name, SEARCH, units, _helper(lab, wish, claim))
+    units = _tries(lab, claim)
+    yield from helped(wish, claim.name, SEARCH, units, command_of(lab.folder, wish, [claim.name], lab.quick))
     found: dict[tuple[str, str], list[float]] = {}
     for done, unit in enumerate(units, start=1):
         yield from _lasting(wish, f"{claim.name}: search", done, len(units))
@@ -159,20 +155,26 @@ def _unsearched(claim: Claim) -> dict[str, Any]:
     return {"grid": grid, "tries": [], "chosen": {name: _middle(tries) for name, tries in grid.items()}}
 
 
-def _tries(lab: Lab, claim: Claim, grid: dict[str, list[dict[str, Any]]]) -> list[Unit]:
+def _tries(lab: Lab, claim: Claim) -> list[Unit]:
     """Every setting of every arm on every tuning seed, where there is something to choose."""
+    grid = _grid(claim)
     arms = [(arm, one) for arm in claim.arms if not arm.like for one in grid[arm.name] if len(grid[arm.name]) > 1]
     return [_unit(lab, claim, arm, seed, one, SEARCH) for arm, one in arms for seed in _tuning(claim)]
 
 
-def _cases(lab: Lab, claim: Claim, seeds: range, search: dict[str, Any]) -> list[Unit]:
-    chosen = search["chosen"]
-    return [_unit(lab, claim, arm, seed, chosen[arm.like or arm.name], CASES) for seed in seeds for arm in claim.arms]
+def _cases(lab: Lab, claim: Claim, seeds: range) -> list[Unit]:
+    """Every arm in every case, with what was chosen for it."""
+    chosen, arms = (_found_search(lab, claim) or _unsearched(claim))["chosen"], _arms(lab, claim)
+    return [_unit(lab, claim, arm, seed, chosen[arm.like or arm.name], CASES) for seed in seeds for arm in arms]
+
+
+def _arms(lab: Lab, claim: Claim) -> list[Arm]:
+    return [arm for arm in claim.arms if not (lab.quick and arm.extra)]
 
 
 def _unit(lab: Lab, claim: Claim, arm: Arm, seed: int, settings: Settings, stage: str) -> Unit:
     tag = "" if stage == CASES else "-" + "-".join(str(value) for value in settings.values())
-    return Unit(seed, arm, settings, lab.folder / stage / claim.name / f"{_stem(seed, arm.name)}{tag}.json")
+    return Unit(claim.name, seed, arm, settings, lab.folder / stage / claim.name / f"{_stem(seed, arm.name)}{tag}.json")
 
 
 def _tuning(claim: Claim) -> range:
@@ -251,6 +253,8 @@ def _result(
     values = {name: [outcome.values for outcome in outcomes] for name, outcomes in found.items()}
     checks = []
     for check in claim.checks:
+        if not {check.arm, check.over} <= values.keys():
+            continue
         compared = paired(values[check.arm], values[check.over], check.measure)
         about = {"measure": check.measure, "arm": check.arm, "over": check.over, "decides": check.decides}
         holds = None if lab.quick else compared.holds(check)

@@ -20,7 +20,8 @@ paper = "https://arxiv.org/abs/2303.11305"
 about = (
     "Five photos of a toy, all on one background and beside one unnamed thing. SVDiff learns it plainly, inside masks "
     "found by attention, and inside the true masks as the ceiling; the first two also with prior preservation. "
-    "Pictures are asked for without naming a background, and on others by name. Leaked: the photos' background, or their thing."
+    "Pictures are asked for without naming a background, and on others by name. Leaked: the photos' background, or "
+    "their thing."
 )
 seeds = range(FIRST, FIRST + 12)
 shown = (
@@ -39,8 +40,8 @@ MASKED: tuple[Settings, ...] = tuple({"lr": lr, "background_weight": b} for lr i
 MASKS: dict[str, Masks] = {"plain": "none", "refined": "found", "true": "true"}
 arms = (
     Arm("base"),
-    *(Arm(kind, RATES if kind == "plain" else MASKED) for kind in MASKS),
-    *(Arm(f"{kind} with prior", like=kind) for kind in ("plain", "refined")),
+    *(Arm(kind, RATES if kind == "plain" else MASKED, extra=kind == "true") for kind in MASKS),
+    *(Arm(f"{kind} with prior", like=kind, extra=True) for kind in ("plain", "refined")),
 )
 checks = (
     *(
