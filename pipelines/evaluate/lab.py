@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pipelines.start_noise import Start
 
 BATCH = 8
+QUICK = 0.6  # of the steps are taken in a quick run
+STEPS = ("steps", "embedding_steps", "attention_steps", "shift_steps", "split_steps")
 LETTERS = "abcdefgh"  # names of what is learned
 Maps = NDArray[np.float32]
 Masks = Literal["none", "found", "true"]
@@ -47,6 +49,7 @@ class Lesson:
     settings: tuple[tuple[str, Any], ...] = ()
     masks: Masks = "none"
     first: int = 0  # of the names: 0 = <a>, 1 = <b> ...
+    described: bool = False  # whether a subject's noun says its main colour too: "pink car", MuDI's descriptive class
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -80,8 +83,11 @@ class Lab:
 
         chosen = load_preset(lesson.method, None, self.model.kind)
         quiet = {"sample_every": 0, "checkpoint_every": 0, "masked_loss": chosen.masked_loss or lesson.masks != "none"}
+        wanted = chosen.model_dump() | quiet | dict(lesson.settings)
+        if self.quick:
+            wanted |= {key: max(1, round(QUICK * wanted[key])) for key in wanted if key in STEPS and wanted[key]}
         shorter = {key: value for key, value in self.shorter.items() if key in type(chosen).model_fields}
-        return validated(type(chosen), chosen.model_dump() | quiet | dict(lesson.settings) | shorter)
+        return validated(type(chosen), wanted | shorter)
 
     def learned(self, lesson: Lesson) -> Trained:
         """The concept, trained now or kept from before: claims share what they learn."""
@@ -98,7 +104,8 @@ class Lab:
         return trained
 
     def _trained(self, lesson: Lesson, params: TrainParams) -> Trained:
-        nouns = [toy.category for one in lesson.shoots for toy in toys_of(one)]
+        toys = [toy for one in lesson.shoots for toy in toys_of(one)]
+        nouns = [f"{toy.colors[0]} {toy.category}" if lesson.described else toy.category for toy in toys]
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             folders = [_photos(one, Path(place) / f"photos-{i}", lesson) for i, one in enumerate(lesson.shoots)]
             wish: dict[str, Any] = {"photos": folders, "noun": nouns, "name": lesson.names, "params": params}

@@ -26,10 +26,12 @@ shown = ("likeness", "own subject", "alignment", "background", "second toy", "it
 STEPS = 300
 # the three stages of AttnDreamBooth share the steps as in its release (60 : 100 : 500, with more for the first two)
 STAGES = {"embedding_steps": 60, "attention_steps": 100, "steps": STEPS - 160}
+# the rates of its stages: token, cross-attention, whole UNet
+RATES = ((1e-2, 1e-3, 2e-4), (5e-3, 3e-4, 5e-5), (5e-3, 2e-4, 2e-5), (2e-3, 1e-3, 2e-5))
 arms = (
-    Arm("AttnDreamBooth", tuple(STAGES | {"lr": lr} for lr in (1e-4, 2e-4, 5e-4))),
-    Arm("textual inversion", tuple({"steps": STEPS, "lr": lr} for lr in (5e-3, 1e-2, 2e-2))),
-    Arm("DreamBooth", tuple({"steps": STEPS, "lr": lr} for lr in (5e-4, 1e-3, 2e-3))),
+    Arm("AttnDreamBooth", tuple(STAGES | {"embedding_lr": a, "attention_lr": b, "lr": c} for a, b, c in RATES)),
+    Arm("textual inversion", tuple({"steps": STEPS, "lr": lr} for lr in (2e-3, 5e-3, 1e-2, 2e-2))),
+    Arm("DreamBooth", tuple({"steps": STEPS, "lr": lr} for lr in (2.5e-4, 5e-4, 1e-3, 2e-3))),
 )
 METHODS = {"AttnDreamBooth": "attndreambooth", "textual inversion": "textual_inversion", "DreamBooth": "dreambooth"}
 # each baseline is weak on one: an embedding alone on identity, trained weights on the rest of the prompt

@@ -24,7 +24,7 @@ about = (
     "(routed), and the layout leads the words; without, all four act everywhere. Counted: toys found in their quarter "
     "that are most like their own photos among ten of their kind, of four."
 )
-seeds = range(FIRST, FIRST + 8)
+seeds = range(FIRST, FIRST + 6)
 shown = ("in place as themselves", "there as themselves", "kinds in place", "all four right")
 METHODS = ("svdiff", "residual", "dreambooth", "textual_inversion")
 CELLS = ((0.0, 0.1, 0.5, 0.62), (0.5, 0.1, 1.0, 0.62), (0.0, 0.5, 0.5, 1.0), (0.5, 0.5, 1.0, 1.0))

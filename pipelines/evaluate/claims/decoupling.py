@@ -20,10 +20,12 @@ name, order = "decoupling", 6
 title = "Identities decoupled"
 paper = "https://arxiv.org/abs/2404.04243"
 about = (
-    "Two, three or four toys of the same kind, five photos of each, learned together as one low-rank change: with "
-    "Seg-Mix, with Cut-Mix, and plainly (joint DreamBooth), same steps. All are asked for in one prompt. "
+    "Two, three or four toys of the same kind, five photos of each, learned together as one low-rank change, each as "
+    "a rare word and a descriptive class (its main colour and kind): with Seg-Mix, with Cut-Mix, and plainly (joint "
+    "DreamBooth), same steps. All are asked for in one prompt. "
     "Detect-and-Compare says whether each is there once and most like itself; a wrong number of toys counts as failed."
 )
+tuning = range(1002, 1004)  # two and three subjects
 seeds = range(FIRST, FIRST + 12)  # two, three and four subjects in turn
 quick = 1
 shown = ("success", "success, 2", "success, 3", "success, 4", "score", "right number")
@@ -43,6 +45,7 @@ checks = (
 )
 PLACES = ("", " on the grass", " at night", " on a table")
 NEGATIVE = "sticker, collage"
+BATCH = 4
 GAMMA = {2: 2.0, 3: 2.0, 4: 3.0}
 
 
@@ -71,8 +74,12 @@ def lesson(arm: Arm, seed: int, settings: Settings) -> Lesson:
     """A folder of photos with true masks for each subject, the same for every arm."""
     from pipelines.evaluate import lab as labs
 
-    wanted = dict(settings) | {"mix": MIXES[arm.name.removesuffix(" with start noise")], "masked_loss": False}
-    return labs.Lesson("segmix", shoots(seed), labs.settings(wanted), "true")
+    wanted = dict(settings) | {
+        "mix": MIXES[arm.name.removesuffix(" with start noise")],
+        "masked_loss": False,
+        "batch_size": BATCH,
+    }
+    return labs.Lesson("segmix", shoots(seed), labs.settings(wanted), "true", described=True)
 
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:

@@ -22,7 +22,9 @@ about = (
 )
 seeds = range(FIRST, FIRST + 12)
 shown = ("own subject", "likeness", "overlap of maps")
-RATES: tuple[Settings, ...] = tuple({"lr": a, "shift_lr": b} for a, b in ((3e-3, 1e-2), (1e-2, 1e-2), (1e-2, 2e-2)))
+RATES: tuple[Settings, ...] = tuple(
+    {"lr": a, "shift_lr": b} for a, b in ((1e-3, 5e-3), (1e-3, 1e-2), (3e-3, 1e-2), (1e-3, 2e-2))
+)
 arms = (Arm("masks", RATES), Arm("joint", RATES))
 checks = (Check("own subject", "masks", "joint"), Check("overlap of maps", "masks", "joint", more=False))
 
