@@ -27,7 +27,6 @@ about = (
 )
 tuning = range(1002, 1004)  # two and three subjects
 seeds = range(FIRST, FIRST + 12)  # two, three and four subjects in turn
-quick = 1
 shown = ("success", "success, 2", "success, 3", "success, 4", "score", "right number")
 RATES: tuple[Settings, ...] = tuple({"lr": lr} for lr in (5e-4, 1e-3, 2e-3))
 MIXES = {"Seg-Mix": "segmix", "Cut-Mix": "cutmix", "joint": "none"}

@@ -34,8 +34,8 @@ shown = (
 )
 PRIOR = {"prior_weight": 1.0, "prior_count": 16}
 tuning = range(1000, 1004)
-# what is left of the loss outside the mask keeps backgrounds clean, and lets the photos' own one in
 RATES: tuple[Settings, ...] = tuple({"lr": lr} for lr in (2.5e-3, 5e-3, 1e-2, 2e-2))
+# what is left of the loss outside the mask keeps backgrounds clean, and lets the photos' own one in
 MASKED: tuple[Settings, ...] = tuple({"lr": lr, "background_weight": b} for lr in (5e-3, 1e-2) for b in (0.01, 0.03))
 MASKS: dict[str, Masks] = {"plain": "none", "refined": "found", "true": "true"}
 arms = (
