@@ -95,6 +95,8 @@ _WHERE = {
     "cutouts_of": "cutouts",
     "chosen": "cutouts",
     "cut_out": "collage",
+    "counted_prompt": "mixers",
+    "relative_sizes": "mixers",
 }
 
 __all__ = sorted(_WHERE)

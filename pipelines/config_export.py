@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.errors import StudioError
-from pipelines.files import printable, write_atomic, write_json
+from pipelines.files import make_folder, printable, write_atomic, write_json
 from pipelines.formats.cones import write_rows
 from pipelines.formats.cones_config import SIZE, plain_name
 from pipelines.layout import Region, bind
@@ -78,7 +78,7 @@ def write_config(
         "layout": LAYOUT,
         "subject_list": [[name, at] for name, at, _ in subjects],
     }
-    (folder / RESIDUALS).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / RESIDUALS)
     for name, path in paths.items():
         write_rows(folder / RESIDUALS / path, rows[name])
     write_atomic(folder / LAYOUT, drawing)

@@ -44,6 +44,7 @@ class Batch:
     target_sizes: list[Size] = field(default_factory=list)
     subject_masks: Tensor | None = None  # (rows, subjects, h, w) as `masks`, one each; zeros where it isn't shown
     shown: Tensor | None = None  # (rows, subjects) bool: who is in the picture; nobody in class pictures
+    mixed: Tensor | None = None  # (rows,) bool: collages
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class Data:
             target_sizes=[(self.resolution, self.resolution)] * len(samples),
             subject_masks=None if each is None else each.to(device),
             shown=torch.tensor([[s.token in who for s in self.subjects] for who in shows], device=device),
+            mixed=torch.tensor([source.mixed for source in sources], device=device),
         )
 
     def _masks(self, samples: Sequence[_Sample]) -> tuple[Tensor | None, Tensor | None]:

@@ -140,9 +140,18 @@ def spare_disk(path: Path, size: int) -> Iterator[None]:
                 f"The disk is full: {path.name} needs {megabytes(size)}. What was there before is unharmed. "
                 "Free some space and try again."
             ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise StudioError(f"{path} lies where a file is in the way. Choose another folder.") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StudioError(f"Cannot write {path}: {error.strerror}. Choose a folder you may write to.") from error
         raise
+
+
+def make_folder(path: Path) -> Path:
+    """The folder `path`, made with those above it where it isn't there. StudioError when that can't be."""
+    with spare_disk(path, 0):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextlib.contextmanager

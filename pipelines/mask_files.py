@@ -26,6 +26,7 @@ from pipelines.settings import parse_settings, validated
 from pipelines.tokens import check_token
 
 if TYPE_CHECKING:
+    from pipelines.attention.discover import DiscoverParams
     from pipelines.model import Model
     from pipelines.photos import Mask, Photo
 
@@ -43,14 +44,18 @@ class Wish:
     out: Path | None = None  # None = beside the photos
     soft: bool = False
     overwrite: bool = False  # also what a person made
-    settings: tuple[str, ...] = ()  # KEY=VALUE of MaskParams
+    settings: tuple[str, ...] = ()  # KEY=VALUE of MaskParams, or of DiscoverParams
+    discover: bool = False
     cache: Path | None = None
 
     def check(self) -> None:
         """StudioError for what can't work, before a model is loaded."""
         if not self.folder.is_dir():
             raise StudioError(f"There is no folder {self.folder}. Name the one with the photos.")
-        parse_settings(MaskParams, self.settings)
+        if self.discover:
+            self.discovery()
+        else:
+            validated(MaskParams, MaskParams().model_dump() | parse_settings(MaskParams, self.settings))
         for name in self.files():
             if name:
                 check_token(f"<{name}>")
@@ -62,6 +67,12 @@ class Wish:
         if self.names:
             return list(self.names)
         return [""] if len(self.nouns) < 2 else ["-".join(noun.split()) for noun in self.nouns]
+
+    def discovery(self) -> DiscoverParams:
+        """The settings for things without a word."""
+        from pipelines.attention.discover import DiscoverParams
+
+        return validated(DiscoverParams, DiscoverParams().model_dump() | parse_settings(DiscoverParams, self.settings))
 
     def params(self, kind: str) -> MaskParams:
         """The settings for a base of that kind."""
@@ -97,7 +108,7 @@ def discovered_masks(model: Model, wish: Wish) -> Iterator[Event]:
     photos = yield from read_photos(wish, model.native_size)
     report = Report()
     for number, photo in enumerate(photos, start=1):
-        things = discover(model, photo.image)
+        things = discover(model, photo.image, wish.discovery())
         if not things:
             yield Note(f"Nothing stands out in {photo.path.name}. Name what it shows with --noun, or paint a mask.")
             report.missing.append(mask_file(photo, "thing1"))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipelines.errors import StudioError
 from pipelines.events import Event, Finished, Heatmap, Note, Progress
@@ -63,6 +63,13 @@ class MaskParams(BaseModel):
     )
     articles: bool = Field(False, description="Write 'a cat and a house' rather than 'cat and house'")
 
+    @field_validator("prompt")
+    @classmethod
+    def _one_place(cls, prompt: str) -> str:
+        if prompt.count("{}") != 1:
+            raise ValueError("needs {} once, where the nouns go")
+        return prompt
+
 
 _PLAIN = {"boost": 1.0, "clusters": 0, "steps": 0}
 # Chosen on Toybox's tuning scenes: noise level, threshold of the background and rounds by `claims --only masks`, which
@@ -96,19 +103,25 @@ class SoftMask:
 
     def binary(self, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
         """(height, width), as large as the photo if not given: True where no other noun and no background has more."""
+        own, rival = self._against(size)
+        return own > rival
+
+    def picture(self, size: tuple[int, int] | None = None, *, soft: bool = False) -> Mask:
+        """As a photo's mask: (height, width) uint8, 255 = the noun. When `soft`, the noun's share of itself and of the
+        strongest other there, so that 128 and more is where `binary` has it, however many share a place."""
+        if not soft:
+            return self.binary(size).astype(np.uint8) * 255
+        own, rival = self._against(size)
+        return (255 * (own / np.maximum(own + rival, 1e-12))).round().astype(np.uint8)
+
+    def _against(self, size: tuple[int, int] | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The noun's share and the strongest other's, (height, width) each."""
         from pipelines.attention.heatmap import upscale
 
         size = size or self.size
         others = np.delete(self.shares, self.index, axis=0)
-        return upscale(self.soft, size) > np.maximum.reduce([upscale(other, size) for other in others])
-
-    def picture(self, size: tuple[int, int] | None = None, *, soft: bool = False) -> Mask:
-        """As a photo's mask: (height, width) uint8, 255 = the noun; grey in between when `soft`."""
-        if not soft:
-            return self.binary(size).astype(np.uint8) * 255
-        from pipelines.attention.heatmap import upscale
-
-        return (upscale(self.soft, size or self.size).clip(0, 1) * 255).round().astype(np.uint8)
+        rival = np.maximum.reduce([upscale(other, size).clip(0, 1) for other in others])
+        return upscale(self.soft, size).clip(0, 1), rival
 
 
 def refined_masks(

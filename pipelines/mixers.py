@@ -9,6 +9,7 @@ Class pictures are mixed in the same way, with the nouns in place of the subject
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -119,11 +120,12 @@ def of_classes(mixer: SegMixer | CutMixer, subjects: Sequence[Subject]) -> SegMi
     return replace(mixer, phrases=nouns, recipe=recipe, _pieces={})
 
 
-def counted_prompt(things: Sequence[str], rest: str = "", word: str = "objects") -> str:
-    """A prompt for several subjects, as the paper paints them: "a <a> and a <b> on the sand", and with more than two
-    "3 objects: a <a>, a <b> and a <c> on the sand" (appendix B.9)."""
-    prompt = f"{_listed(things)} {rest}".strip()
-    return prompt if len(things) < 3 else f"{len(things)} {word}: {prompt}"
+def counted_prompt(prompt: str, things: Sequence[str], word: str = "objects") -> str:
+    """`prompt` as the paper paints more than two subjects (MuDI, appendix B.9): "3 objects: a <a>, a <b> and a <c> on
+    the sand". With two or fewer of `things` in it, or where it begins so already, it stays as it is."""
+    named = [thing for thing in dict.fromkeys(things) if thing in prompt]
+    begun = re.match(r"\s*\d+\s+[^:<]+:", prompt)
+    return prompt if len(named) < 3 or begun else f"{len(named)} {word}: {prompt}"
 
 
 def relative_sizes(written: str, subjects: Sequence[Subject]) -> dict[str, float]:
@@ -188,7 +190,7 @@ def _below(count: int, chance: torch.Generator) -> int:
 
 
 def _mixed(collage: Collage, called: str, side: int) -> Source:
-    return Source(collage.image, called, (side, side), dict(collage.masks), tuple(collage.masks))
+    return Source(collage.image, called, (side, side), dict(collage.masks), tuple(collage.masks), mixed=True)
 
 
 def _listed(things: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ Limits are checked on the header, before a pixel is decoded, so a small file can
 from __future__ import annotations
 
 import contextlib
+import json
 import struct
 import warnings
 import zlib
@@ -55,7 +56,8 @@ def load_photos(folder: str | Path, *, short_side: int = 0, notes: list[str] | N
     StudioError names the file that is broken, too large, or the mask that does not fit.
     """
     folder, notes = Path(folder), [] if notes is None else notes
-    pictures = _pictures(folder, notes)
+    others = _listed_masks(folder)
+    pictures = [path for path in _pictures(folder, notes) if MASK_MARK in path.stem or path.name not in others]
     masks: dict[str, list[tuple[str, Path]]] = {}
     photos = []
     for path in pictures:
@@ -92,6 +94,17 @@ def _pictures(folder: Path, notes: list[str]) -> list[Path]:
         if path.suffix.lower() not in SUFFIXES and not caption and path.name != "truth.json":
             notes.append(f"{path.name} is not a PNG, JPEG or WebP picture; it was left out.")
     return pictures
+
+
+def _listed_masks(folder: Path) -> set[str]:
+    """Files that a folder's metadata calls masks (MuDI's form): they are no photos, whoever reads the folder."""
+    found = set()
+    for name in ("metadata.jsonl", "class_metadata.jsonl"):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for line in (folder / name).read_text(encoding="utf-8-sig").splitlines():
+                with contextlib.suppress(ValueError, RecursionError, AttributeError):
+                    found.add(str(json.loads(line).get("mask_path", "")))
+    return found
 
 
 def _load(path: Path, masks: list[tuple[str, Path]], short_side: int) -> Photo:

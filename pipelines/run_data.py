@@ -59,6 +59,7 @@ def gather(work: Work) -> Generator[Event, None, Data]:
     copies = work.folder / PHOTOS
     count = len({Path(name).parent for name in work.recipe.files})
     photos = yield from _masked(work, read_photos(work, work.recipe.folders(copies, count)))
+    _approved(work, photos)
     pictures: list[ClassPicture] = []
     class_mixer: Mixer | None = None
     if work.params.prior_weight:
@@ -107,7 +108,16 @@ def check(work: Work, photos: Sequence[Photo]) -> None:
     found_later = bool(_lacking(work, photos))
     alone: dict[str, Any] = {"prior_weight": 0.0} | ({"masked_loss": False} if found_later else {})
     mixer = None if found_later else mixer_of(work)
+    if not found_later:
+        _approved(work, photos)
     prepare(work.model, photos, work.params.model_copy(update=alone), work.subjects, 0, mixer=mixer)
+
+
+def _approved(work: Work, photos: Sequence[Photo]) -> None:
+    """StudioError when the method itself can't learn from these photos with their masks."""
+    approve = getattr(get_method(work.recipe.method), "check_photos", None)
+    if approve:
+        approve(work.params, work.subjects, photos)
 
 
 def _masked(work: Work, photos: list[Photo]) -> Generator[Event, None, list[Photo]]:
@@ -135,9 +145,13 @@ def _masked(work: Work, photos: list[Photo]) -> Generator[Event, None, list[Phot
 
 def _lacking(work: Work, photos: Sequence[Photo]) -> list[Photo]:
     """Photos without a mask of a subject in them, where masks are needed. StudioError where words can't tell apart."""
-    if not work.params.masked_loss and mixer_of(work) is None:
+    method = get_method(work.recipe.method)
+    wanted = getattr(method, "needs_masks", lambda params: params.masked_loss)(work.params)
+    if not wanted and mixer_of(work) is None:
         return []
-    lacking = [p for p in photos if not ({"", *(s.token.strip("<>") for s in _shown(work, p))} & p.masks.keys())]
+    lacking = [
+        p for p in photos if "" not in p.masks and not {s.token.strip("<>") for s in _shown(work, p)} <= p.masks.keys()
+    ]
     for photo in lacking:
         nouns = [subject.noun for subject in _shown(work, photo)]
         if len(set(nouns)) < len(nouns):

@@ -77,6 +77,8 @@ def train_concept(
             f"There are {len(folders)} folders of photos for {len(subjects)} names. Name one folder for each, or one "
             "for all."
         )
+    if classes is not None and not params.prior_weight:
+        raise StudioError("Class pictures count only where prior_weight is above 0. Set it to 1, or leave them out.")
     if not 0 <= seed < 2**63:
         raise StudioError(f"{seed} can't be a seed. Choose a whole number from 0 on.")
     base = {"id": model.id, "fingerprint": model.fingerprint, "kind": model.kind}
@@ -139,7 +141,7 @@ def _opened(work: Work, photos: Sequence[Path], run_id: str | None) -> tuple[Pat
         check_classes(work.classes, work.subjects)
     folder = folder or workspace.new_folder(workspace.runs, wanted.name)
     folder.mkdir(exist_ok=True)
-    if work.classes is not None and work.params.prior_weight:
+    if work.classes is not None:
         keep_classes(work.classes, work.subjects, folder)
     work.recipe = wanted.started(folder, photos)
     return folder, False

@@ -26,7 +26,8 @@ Size = tuple[int, int]  # height, width in pixels
 class Source:
     """One picture to learn from, its short side at the training resolution.
 
-    `masks` are the subjects' masks by token ("<my-cat>"); `shows` are the tokens of the subjects in the picture.
+    `masks` are the subjects' masks by token ("<my-cat>"); `shows` are the tokens of the subjects in the picture;
+    `mixed` tells a collage from a photo.
     """
 
     image: Picture  # (height, width, 3)
@@ -34,6 +35,7 @@ class Source:
     original: Size
     masks: dict[str, Mask] = field(default_factory=dict)
     shows: tuple[str, ...] = ()
+    mixed: bool = False
 
     @property
     def mask(self) -> Mask | None:
@@ -71,7 +73,9 @@ def photo_source(photo: Photo, subjects: Sequence[Subject], resolution: int, *, 
     StudioError when its caption names none of them, and when `masked` asks for a mask that isn't there.
     """
     shown = [subject for subject in subjects if not photo.shows or _name(subject) in photo.shows]
-    masks = {token: scaled(mask, resolution) for token, mask in _masks(photo, shown).items()}
+    own = _masks(photo, shown)
+    once = {id(mask): scaled(mask, resolution) for mask in own.values()}  # one mask for two stays one: see SegMixer
+    masks = {token: once[id(mask)] for token, mask in own.items()}
     if masked and not masks:
         names = ", ".join(_name(subject) for subject in shown)
         others = f" (there is one for {', '.join(photo.masks)})" if photo.masks else ""

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from pipelines import Request, StudioError
+from pipelines import Request, StudioError, counted_prompt
 from studio.layouts import Values, layout_of, layout_values
 from studio.parts.chips import split
 from studio.session import Studio
@@ -31,6 +31,10 @@ def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...
     prompt = (values["prompt"] or "").strip()  # an untouched field holds None
     if not prompt:
         raise StudioError("The prompt is empty. Write what the picture should show.")
+    strengths = [values[f"strength-{number}"] for number in range(MOST_CONCEPTS)]
+    concepts = _concepts(studio, prompt, dict(zip(values["concepts"] or [], strengths, strict=False)))
+    if (values["counted"] or "").strip():
+        prompt = counted_prompt(prompt, _TOKEN.findall(prompt), values["counted"].strip())
     data = {
         "prompt": prompt,
         "negative": (values["negative"] or "").strip() or None,
@@ -52,8 +56,6 @@ def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...
     if values["start"]:
         data["start"] = values["start"]
     request = Request.from_json(data)
-    strengths = [values[f"strength-{number}"] for number in range(MOST_CONCEPTS)]
-    concepts = _concepts(studio, prompt, dict(zip(values["concepts"] or [], strengths, strict=False)))
     start = start_of(studio, values, [name for name, _ in concepts], request.layout)
     if start is not None:
         request = replace(request, start=start)
@@ -98,6 +100,8 @@ def filled(studio: Studio, recipe: dict[str, Any]) -> dict[str, Any]:
         "words": list(recipe.get("attention", [])),
         "start_photos": [],
         "start_strength": "",
+        "start_sizes": "",
+        "counted": "",
     }
     if seeds:
         values |= {"seed": str(seeds[0]), "count": min(len(seeds), MOST_PICTURES)}

@@ -41,9 +41,18 @@ def start_of(
     except ValueError:
         raise StudioError(f"'{written[:20]}' is no strength of a collage. Choose 0 to 4; 2 is usual.") from None
     placed = {region.words.strip() for region in layout.regions} if layout else set()
-    start = replace(start, gamma=strength, in_layout=set(start.words) <= placed)
+    sizes = _sizes(str(values["start_sizes"] or ""), start.words, values["prompt"])
+    start = replace(start, gamma=strength, in_layout=set(start.words) <= placed, sizes=sizes)
     start.check(layout)
     return start
+
+
+def _sizes(written: str, words: Sequence[str], prompt: str) -> tuple[tuple[str, float], ...]:
+    """ "1 0.5" -> how large each thing begins, in the prompt's order."""
+    from pipelines import Subject, relative_sizes
+
+    ordered = sorted(words, key=prompt.find)
+    return tuple(relative_sizes(written, [Subject(word, word) for word in ordered]).items())
 
 
 def _pieces(studio: Studio, dataset: str, tokens: Sequence[str]) -> Iterator[Any]:

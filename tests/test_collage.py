@@ -228,9 +228,11 @@ def test_cut_mixer_says_the_sides_it_shows() -> None:
 
 
 def test_prompts_and_sizes_for_several() -> None:
-    assert counted_prompt([A, B], "on the sand") == "a <a> and a <b> on the sand"
-    assert counted_prompt([A, B, C]) == "3 objects: a <a>, a <b> and a <c>"
-    assert counted_prompt([A, B, C], "in snow", "animals") == "3 animals: a <a>, a <b> and a <c> in snow"
+    assert counted_prompt("a <a> and a <b> on the sand", [A, B, C]) == "a <a> and a <b> on the sand"
+    three = "a <a>, a <b> and a <c> on the sand"
+    assert counted_prompt(three, [C, A, B, A]) == f"3 objects: {three}"
+    assert counted_prompt(three, [A, B, C], "animals") == f"3 animals: {three}"
+    assert counted_prompt(f"3 toys: {three}", [A, B, C]) == f"3 toys: {three}"
     subjects = (Subject(A, "cat"), Subject(B, "dog"))
     assert relative_sizes("1, 0.5", subjects) == {A: 1.0, B: 0.5} and relative_sizes(" ", subjects) == {}
     for wrong in ("1", "1 2", "0 1", "big small", "nan 1"):

@@ -313,5 +313,7 @@ def test_mudis_folder_is_cut_out_by_the_subjects_in_order(tmp_path: Path) -> Non
     found = list(_pieces(str(photos), [duo], 64))
     assert [one.name for one in found] == ["<tom>", "<max>"] and found[0].mask.shape == (40, 22)
     assert [one.name for one in _pieces(str(photos), [], 64)] == ["<a>", "<b>"]
+    swapped = Concept("duo", (Subject("<b>", "dog"), Subject("<a>", "cat")), "segmix", {"id": "x", "fingerprint": ""})
+    assert [one.name for one in _pieces(str(photos), [swapped], 64)] == ["<a>", "<b>"]  # an id is its own name
     with pytest.raises(StudioError, match="several subjects, so '<tom>' can't be all"):
         list(_pieces(f"<tom>={photos}", [duo], 64))

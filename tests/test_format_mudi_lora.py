@@ -121,7 +121,7 @@ def test_a_phrase_of_one_word_has_no_rare_one(model: Model, tmp_path: Path) -> N
     [
         ({"id": {}}, "metadata.jsonl, line 2 must name the subjects first"),
         ({"id": {"a": "sks can", "b": "SKS  can"}}, "line 2 calls two subjects"),
-        ({"id": {"a b": "sks can"}}, "'<a b>' can't name a concept"),
+        ({"id": {"a b": "sks can"}}, "line 2: '<a b>' can't name a concept"),
         ({"id": {"a": 3}}, "line 2: 'a' needs a phrase"),
     ],
 )

@@ -173,7 +173,8 @@ def test_painted_masks_are_kept_and_missing_ones_made(model: Model) -> None:
     first, second = last(iter(events))
     assert first.masks["my-cat"] is painted and list(one.masks) == ["my-cat"]
     assert second.masks["my-dog"] is painted
-    assert "my-dog" in first.masks or any(isinstance(event, Note) for event in events)
+    said = [event.text for event in events if isinstance(event, Note)]
+    assert ("my-dog" in first.masks) != any("No 'dog' was found" in text for text in said)
     assert sum(isinstance(event, Progress) for event in events) == 2
     (alone,) = last(with_masks(model, [photo(masks={"": painted})], subjects[:1], QUICK))
     assert list(alone.masks) == [""]
@@ -187,6 +188,10 @@ def test_soft_and_binary_masks_agree() -> None:
     assert mask.binary()[:, :5].all() and not mask.binary()[:, 8:].any()
     soft = mask.picture(soft=True)
     assert soft.dtype == np.uint8 and len(np.unique(soft)) > 2
+    many = SoftMask("cat", 0, np.array([[[0.3]], [[0.25]], [[0.25]], [[0.2]]], np.float32), (4, 4))
+    assert many.binary().all() and many.picture(soft=True).min() >= 128  # a photo's mask below 128 is nobody's
+    for one in (mask, many):
+        assert ((one.picture(soft=True) >= 128) == one.binary()).all()
     assert ((soft > 127) == mask.binary()).mean() > 0.9
 
 
@@ -195,6 +200,8 @@ def test_each_photo_is_drawn_and_what_is_not_found_is_said(model: Model) -> None
     events = list(refined_masks(model, [photo(), photo()], ["cat"], blank))
     assert [type(event) for event in events].count(Heatmap) == 2 and isinstance(events[-1], Finished)
     assert sum(isinstance(event, Progress) and event.total == 2 for event in events) == 2
+    said = [event.text for event in events if isinstance(event, Note)]
+    assert len(said) == 2 and all("No 'cat' was found in" in text for text in said)
 
 
 # Things without a name

@@ -120,6 +120,9 @@ def test_a_mask_turns_with_its_photo(tmp_path: Path) -> None:
         (["", "  "], "metadata.jsonl is empty"),
         (["[" * 100_000], "line 1 is no JSON"),
         ([FIRST, '{"id": ' + "1" * 5000 + "}"], "line 2 is no JSON"),
+        ([FIRST, ROWS[0] | {"file_name": "a" * 5000}], "line 2: 'file_name' must be the name"),
+        ([FIRST, ROWS[0] | {"text": "\ud800"}], "line 2 has half a character"),
+        ([{"id": {"a" * 400: "olis can"}}], "line 1: the name 'aaa.* is too long"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, lines: list[Any], said: str) -> None:
@@ -143,6 +146,9 @@ def test_wrong_pictures_are_told_with_their_line(tmp_path: Path) -> None:
     silent = folder(tmp_path / "y", [FIRST, ROWS[0] | {"text": "A photo of a can."}, *ROWS[1:]])
     with pytest.raises(StudioError, match="line 2: the text 'A photo of a can.' doesn't say 'olis blue drink can'"):
         mudi.photos_of(mudi.read_dataset(silent))
+    inside = folder(tmp_path / "w", [FIRST, ROWS[0] | {"text": "A photo of an oolis blue drink candle."}, *ROWS[1:]])
+    with pytest.raises(StudioError, match="line 2: the text .* doesn't say"):
+        mudi.photos_of(mudi.read_dataset(inside))
     named = folder(tmp_path / "z", [{"id": {"a b": "olis can", "b": "hta toy"}}, ROWS[0] | {"id": "a b"}, ROWS[2]])
     with pytest.raises(StudioError, match="metadata.jsonl, line 1: '<a b>' can't name a concept"):
         mudi.photos_of(mudi.read_dataset(named))
@@ -213,6 +219,26 @@ def test_it_unpacks_into_folders_of_our_own(tmp_path: Path) -> None:
     assert np.array_equal(cans[0].masks[""], mudi.photos_of(found)[0].masks["a"])
     with pytest.raises(StudioError, match="already there"):
         mudi_folders.unpack(found, tmp_path / "out", names={"a": "can"})
+
+
+def test_its_masks_are_no_photos_whoever_reads_the_folder(tmp_path: Path) -> None:
+    assert [photo.path.stem for photo in load_photos(folder(tmp_path / "x"))] == list(SIZES)
+    (tmp_path / "x" / mudi.FILE).write_text('{"mask_path": 3}\nnonsense\n[1]\n' + json.dumps(ROWS[0]))
+    assert "mask_a00.jpg" not in [photo.path.name for photo in load_photos(tmp_path / "x")]
+
+
+def test_two_with_one_rare_word_are_refused(tmp_path: Path) -> None:
+    first = {"id": {"a": "olis blue drink can", "b": "Olis red monster plush"}}
+    rows = [row | {"text": f"A photo of {first['id'][row['id']]}."} for row in ROWS]  # type: ignore[index]
+    found = mudi.read_dataset(folder(tmp_path / "x", [first, *rows]))
+    with pytest.raises(StudioError, match="metadata.jsonl, line 1: two subjects begin with 'olis'"):
+        mudi.subjects_of(found)
+
+
+def test_a_folder_in_the_place_of_the_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / mudi.CLASS_FILE).mkdir()
+    with pytest.raises(StudioError, match="class_metadata.jsonl can't be read"):
+        mudi.read_dataset(tmp_path, mudi.CLASS_FILE)
 
 
 def test_it_is_no_concept_format() -> None:

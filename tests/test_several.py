@@ -188,5 +188,9 @@ def test_a_folder_in_mudis_form_says_itself_what_it_shows(tmp_path: Path) -> Non
     write_dataset(tmp_path / "others", {"a": "can"}, shown[:1], CLASS_FILE)
     with pytest.raises(StudioError, match="Use the same ids in both"):
         _what(asked(class_data=tmp_path / "others"), tmp_path / "six")
-    with pytest.raises(StudioError, match="--noun cat --name my-cat"):
-        _what(Namespace(data=[tmp_path], noun=[], name=["x"]), tmp_path / "four")
+    with pytest.raises(StudioError, match="metadata.jsonl, line 1"):
+        _what(asked(noun=["zebra"]), tmp_path / "seven")
+    with pytest.raises(StudioError, match="as the only --data"):
+        _what(asked(data=[tmp_path, tmp_path / "mudi"], noun=["x", "y"], name=["x", "y"]), tmp_path / "eight")
+    with pytest.raises(StudioError, match="--noun cat --name my-cat.*--discover"):
+        _what(Namespace(data=[tmp_path], noun=[], name=["x"], method="extract"), tmp_path / "four")

@@ -10,8 +10,8 @@ Method: ConceptExpress (Hao et al. 2024, arXiv 2407.07077, section 3.2), with an
    background.
 4. Kept pieces that touch are joined, closest first, while the divergence of their mean rows is at most `join` x tau.
 
-Departures: the end token is the first one (SD 1 pads with it); when no piece passes the filter, nothing is found rather
-than an error raised.
+Departures: each layer's rows are brought to sum 1 before they are weighted, too; the end token is the first one (SD 1
+pads with it); when no piece passes the filter, nothing is found rather than an error raised.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pipelines.attention.gaze import Gaze, Grid, clean_latents, cross_levels, fitted, look_at, resized
@@ -37,17 +38,18 @@ Maps = NDArray[np.float32]
 FLOOR = 1e-7  # added to attention before logarithms
 
 
-@dataclass(frozen=True)
-class DiscoverParams:
+class DiscoverParams(BaseModel):
     """The defaults are the published ones."""
 
-    timestep: int = 0
-    draws: int = 0  # noise draws; 0 = the clean picture
-    seed: int = 0
-    pieces: int = 10  # left by the first clustering
-    keep: float = 1.0  # the end token's mean inside a piece over its mean everywhere must be more
-    join: float = 1.0  # in units of tau
-    smallest: float = 0.004  # share of the picture below which a thing is noise
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timestep: int = Field(0, ge=0, le=999, description="Level of noise at which the picture is looked at")
+    draws: int = Field(0, ge=0, le=64, description="Noise draws averaged over (0 = the clean picture)")
+    seed: int = Field(0, ge=0, description="Seed of the noise")
+    pieces: int = Field(10, ge=2, le=64, description="Pieces left by the first clustering")
+    keep: float = Field(1.0, ge=0, le=100, description="How much more than the whole picture a thing is looked at")
+    join: float = Field(1.0, ge=0, description="Pieces that touch are one up to this times the last distance")
+    smallest: float = Field(0.004, ge=0, lt=1, description="Share of the picture below which a thing is noise")
 
 
 @dataclass(frozen=True)

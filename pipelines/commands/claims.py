@@ -10,15 +10,17 @@ from pathlib import Path
 from pipelines.commands.arguments import Parser, command, seed_range
 from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
+from pipelines.files import make_folder
 
+SPARE = 4.0  # minutes of a long part for what is under way when its time is up
 EXAMPLE = """examples:
   python -m pipelines claims --out evidence
   python -m pipelines claims --quick --only leakage --out quick
   python -m pipelines claims --only layout --seeds 4000-4009 --out evidence
 
 Settings are chosen on tuning seeds, the same number of tries for each side, or taken from assets/evidence where this
-base was searched before. A part ends after 45 minutes; the same command goes on. --quick shows the direction and
-decides nothing."""
+base was searched before. A part ends within 45 minutes; the same command goes on. Records are of the code and presets
+they were made with: after a change of those choose a new folder. --quick shows the direction and decides nothing."""
 
 
 def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> None:
@@ -42,18 +44,23 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.evaluate.claim_page import table, write_evidence
     from pipelines.evaluate.crew import usual_helpers
     from pipelines.evaluate.lab import Lab
+    from pipelines.evaluate.outcome import check_folder, finished
     from pipelines.evaluate.study import Study, help_out, study
     from pipelines.model import load_model
 
     names = [get_claim(name).name for name in options.only] or claim_names()
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     lab = Lab(load_model("toybox"), options.out, options.quick, terminal.say)
-    wish = Study(names, seeds, options.minutes, options.helpers or usual_helpers(lab.model.device.type))
+    spare = SPARE if options.minutes > 3 * SPARE and not options.helper else 0.0
+    wish = Study(names, seeds, options.minutes, options.helpers or usual_helpers(lab.model.device.type), spare)
     if options.helper:
         return help_out(lab, wish, options.helper)
+    check_folder(lab)
     report = terminal.watch(study(lab, wish))
     results, files = report["claims"], []
     if results:
+        results = finished(lab) | results
+        results = {name: results[name] for name in claim_names() if name in results}
         files = write_evidence(options.out, results, _command(options), options.out)
     said = table(results) if results else ["Nothing is finished yet. Run the same command again to go on."]
     terminal.result(report | {"files": [str(file) for file in files]}, *said, *(f"Written: {file}" for file in files))

@@ -100,6 +100,7 @@ def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
         from pipelines.prompts import read_prompts
 
         prompts = read_prompts(options.prompt_file, [trained.concept for trained, _ in concepts])
+    prompts = [_counted(options.counted, prompt, concepts) for prompt in prompts]
     model = open_base(options, terminal, options.base or _base_of(concepts))
     from dataclasses import replace
 
@@ -112,6 +113,13 @@ def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
     words = tuple(options.attention)
     runs = (make_pictures(workspace, model, one, concepts, attention=words, out=options.out) for one in requests)
     _finish(runs, terminal)
+
+
+def _counted(word: str | None, prompt: str, concepts: Sequence[tuple[Trained, float]]) -> str:
+    from pipelines.mixers import counted_prompt
+
+    tokens = [subject.token for trained, _ in concepts for subject in trained.concept.subjects]
+    return prompt if word is None else counted_prompt(prompt, tokens, word)
 
 
 def _configured(options: argparse.Namespace, path: Path, terminal: Terminal) -> None:

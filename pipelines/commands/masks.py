@@ -20,9 +20,12 @@ from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from pipelines.marks import Given
     from pipelines.mask_files import Wish
 
+SURE = 0.2  # of a detector in photos, as MuDI
 EXAMPLE = """examples:
   python -m pipelines masks photos --noun cat
   python -m pipelines masks photos --noun cat --name my-cat --noun house --name my-house
@@ -77,9 +80,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
 def _add_found(parser: Parser) -> None:
     group = parser.add_argument_group("a detector and Segment Anything")
     group.add_argument("--detector", metavar="WHICH", help="toybox, or an OWLv2 model by Hub id or folder")
-    group.add_argument(
-        "--threshold", type=float, default=0.2, help="how sure the detector must be, 0 to 1 (default: %(default)s)"
-    )
+    group.add_argument("--threshold", type=float, help=f"how sure the detector must be, 0 to 1 (default: {SURE})")
     group.add_argument(
         "--margin",
         type=float,
@@ -118,6 +119,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         soft=options.soft,
         overwrite=options.overwrite,
         settings=tuple(options.set),
+        discover=options.discover,
         cache=open_workspace(options).root / "masks",
     )
     wish.check()
@@ -158,7 +160,13 @@ def _check(options: argparse.Namespace, marked: bool) -> None:
         raise StudioError(
             "--soft and --set are for masks by attention. Leave them out, or add --by attention to marks."
         )
-    if not 0 <= options.threshold <= 1:
+    if not options.detector and (options.threshold is not None or options.margin is not None):
+        raise StudioError("--threshold and --margin are for a --detector. Name one, or leave them out.")
+    if options.discover and (options.soft or options.name):
+        raise StudioError(
+            "--discover writes whole masks and names them thing1, thing2 ... Leave --soft and --name out."
+        )
+    if not 0 <= (options.threshold or 0) <= 1:
         raise StudioError(f"A threshold of {options.threshold:g} is out of range. Choose 0 to 1; 0.2 is usual.")
 
 
@@ -203,7 +211,8 @@ def _segmented(options: argparse.Namespace, wish: Wish, given: list[Given], term
 
     device, finder = usable_device(options), None
     if options.detector:
-        seer = detector(options.detector, threshold=options.threshold, device=device)
+        sure = SURE if options.threshold is None else options.threshold
+        seer = detector(options.detector, threshold=sure, device=device)
         finder = Finder(seer, MARGIN if options.margin is None else options.margin)
         finder.check()
     terminal.say("Loading Segment Anything ...")
@@ -211,8 +220,12 @@ def _segmented(options: argparse.Namespace, wish: Wish, given: list[Given], term
 
 
 def _settings() -> str:
+    from pipelines.attention.discover import DiscoverParams
     from pipelines.masks import MaskParams
     from pipelines.settings import fields
 
-    found = (f"  {field.name:<12} {field.help} [{field.range()}]" for field in fields(MaskParams) if field.range())
-    return "\n".join(["settings, for --set KEY=VALUE (default: what suits the base):", *found])
+    def lines(params: type[BaseModel]) -> list[str]:
+        return [f"  {field.name:<12} {field.help} [{field.range()}]" for field in fields(params) if field.range()]
+
+    lead = "settings, for --set KEY=VALUE (default: what suits the base):"
+    return "\n".join([lead, *lines(MaskParams), "with --discover:", *lines(DiscoverParams)])

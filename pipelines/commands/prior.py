@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from pipelines.commands.arguments import Parser, add_base, add_workspace, command, open_base, open_workspace
 from pipelines.commands.terminal import Stopped, Terminal
 from pipelines.errors import StudioError
+from pipelines.files import name_key
+from pipelines.tokens import check_token
 
 if TYPE_CHECKING:
     from pipelines.class_masks import Find
     from pipelines.model import Model
 
+SURE = 0.4  # as MuDI: surer than for photos, and only photos' boxes are widened
 EXAMPLE = """example:
   python -m pipelines prior classes --noun cat --name my-cat --noun dog --name my-dog --count 50
   python -m pipelines train --method segmix --data cats --noun cat --name my-cat --data dogs --noun dog --name my-dog \\
@@ -36,6 +39,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument("--prompt", help="with {} twice, for the article and the class")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: %(default)s)")
     parser.add_argument("--detector", help="toybox, or a detector's Hub id or folder (default: attention)")
+    parser.add_argument("--threshold", type=float, help=f"a detector's least certainty (default: {SURE})")
     parser.add_argument("--segmenter", default="", metavar="PATH", help="sam_vit_b, _l or _h (default: the embedded)")
     add_base(parser)
     add_workspace(parser)
@@ -47,10 +51,14 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.formats.mudi import CLASS_FILE
 
     names = options.name or ["-".join(noun.split()) for noun in options.noun]
-    if len(names) != len(options.noun) or len(set(names)) < len(names):
+    for name in names:
+        check_token(f"<{name}>")
+    if len(names) != len(options.noun) or len({name_key(name) for name in names}) < len(names):
         raise StudioError(f"There are {len(options.noun)} classes: give each a --name of its own.")
-    if options.segmenter and not options.detector:
-        raise StudioError("--segmenter needs boxes. Name a --detector, or leave it out.")
+    if not options.detector and (options.segmenter or options.threshold is not None):
+        raise StudioError("--segmenter and --threshold need boxes. Name a --detector, or leave them out.")
+    if not 0 <= (options.threshold or 0) <= 1:
+        raise StudioError(f"A threshold of {options.threshold:g} is out of range. Choose 0 to 1; {SURE} is usual.")
     prompt = PROMPT if options.prompt is None else options.prompt
     wish = ClassWish(options.count, options.tries, prompt, steps=options.steps, seed=options.seed)
     wish.check(options.folder)
@@ -76,4 +84,6 @@ def _finder(options: argparse.Namespace, model: Model) -> Find:
     from pipelines.segmenter import load_segmenter
 
     device = str(model.device)
-    return by_detector(load_segmenter(options.segmenter, device), Finder(detector(options.detector, device=device)))
+    sure = SURE if options.threshold is None else options.threshold
+    finder = Finder(detector(options.detector, threshold=sure, device=device), margin=0.0)
+    return by_detector(load_segmenter(options.segmenter, device), finder)

@@ -50,6 +50,13 @@ def add_start(parser: Parser) -> None:
         help="where it begins, as for --region (default: where --region has all of them, else by chance)",
     )
     group.add_argument(
+        "--counted",
+        nargs="?",
+        const="objects",
+        metavar="WORD",
+        help='begin the prompt with "3 objects:" where it names three concepts or more (or "3 animals:"), as MuDI does',
+    )
+    group.add_argument(
         "--start-size", action="append", default=[], metavar="WORD=SHARE", help="how large, of the size that fits: 0.5"
     )
 
@@ -117,7 +124,7 @@ def _pieces(text: str, concepts: Sequence[Concept], side: int) -> Iterator[Piece
 
 
 def _photos(word: str, folder: Path, concepts: Sequence[Concept], side: int) -> Sequence[Photo]:
-    """The photos; of one of MuDI's folders with the subjects' names, in order, where as many were learned."""
+    """The photos; of one of MuDI's folders with the subjects' names."""
     from pipelines.formats import mudi
     from pipelines.photos import load_photos
 
@@ -130,8 +137,16 @@ def _photos(word: str, folder: Path, concepts: Sequence[Concept], side: int) -> 
             "the word out."
         )
     names = [subject.token.strip("<>") for concept in concepts for subject in concept.subjects]
-    named = dict(zip(dataset.phrases, names, strict=True)) if len(names) == len(dataset.phrases) else None
-    return mudi.photos_of(dataset, short_side=side, names=named)
+    return mudi.photos_of(dataset, short_side=side, names=_named(list(dataset.phrases), names))
+
+
+def _named(ids: Sequence[str], names: Sequence[str]) -> dict[str, str] | None:
+    """What each id was learned as: itself where it is one of `names`, the others in order where as many are left."""
+    known = {id: id for id in ids if id in names}
+    left = [id for id in ids if id not in known], [name for name in names if name not in known]
+    if len(left[0]) != len(left[1]):
+        return known or None
+    return known | dict(zip(*left, strict=True))
 
 
 def _only(folder: Path, concepts: Sequence[Concept]) -> str:

@@ -124,11 +124,19 @@ def _what(options: argparse.Namespace, scratch: Path) -> _What:
     """From the options, or from a folder in MuDI's form, which says itself what it shows."""
     from pipelines.formats import mudi, mudi_folders
 
-    if len(options.data) > 1 or not mudi.is_dataset(options.data[0]):
+    own = [folder for folder in options.data if mudi.is_dataset(folder)]
+    if own and len(options.data) > 1:
+        raise StudioError(f"{own[0]} has a {mudi.FILE}, which names all that is learned. Give it as the only --data.")
+    if not own:
         if not options.noun or not options.name:
-            raise StudioError("Say what the photos show, and what to call it: --noun cat --name my-cat.")
+            more = (
+                " Or find things without a word first: 'masks DIR --discover'." if options.method == "extract" else ""
+            )
+            raise StudioError(f"Say what the photos show, and what to call it: --noun cat --name my-cat.{more}")
         return _What(options.data, options.noun, options.name, classes=options.class_data)
     dataset = mudi.read_dataset(options.data[0])
+    if options.noun:
+        raise StudioError(f"The nouns stand in {dataset.where(dataset.first)}. Leave --noun out, or change them there.")
     called = dict(zip(dataset.phrases, options.name or dataset.phrases, strict=False))
     if options.name and len(options.name) != len(dataset.phrases):
         raise StudioError(f"{mudi.FILE} has {len(dataset.phrases)} subjects: give as many --name, or none.")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import html
 import io
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from pipelines.evaluate.claim import claim_names
 from pipelines.evaluate.page import markdown_row, page
 from pipelines.evaluate.study import case_pictures
-from pipelines.files import write_atomic, write_json
+from pipelines.files import make_folder, write_atomic, write_json
 
 Result = Mapping[str, Any]
 CASES_SHOWN = 3
@@ -28,10 +28,13 @@ def write_evidence(folder: Path, results: Mapping[str, Result], command: str, so
 
     The files that were written, without the pictures.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "pictures", ignore_errors=True)
-    (folder / "pictures").mkdir()
+    pictures = make_folder(folder / "pictures")
+    for name in claim_names():
+        for old in pictures.glob(f"{name}-[0-9]*.png"):  # ours; a person's pictures stay
+            old.unlink()
     shown = {name: list(_pictures(folder, result, source)) for name, result in results.items()}
+    for name, result in results.items():
+        write_atomic(pictures / f"{name}-plot.svg", _plot_file(result["checks"]).encode())
     write_json(folder / "claims.json", {"command": command, "claims": dict(results)})
     texts = {
         "claims.md": _markdown(results, command, shown),
@@ -108,6 +111,13 @@ def _settings(result: Result) -> list[str]:
     return [*lines, f"Tries on tuning seeds: {tried or 'none, this was a quick run'}."]
 
 
+def _seeds(result: Result) -> str:
+    first, last = result["seeds"]
+    tuned = result["search"].get("seeds", [])
+    chosen = f"; settings were chosen on seeds {tuned[0]} to {tuned[-1]}" if tuned else ""
+    return f"Reported on seeds {first} to {last}{chosen}."
+
+
 def _markdown(results: Mapping[str, Result], command: str, shown: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     lines = [f"# {_TITLE}", "", f"`{command}`", "", *table(results), ""]
     for name, result in results.items():
@@ -116,9 +126,10 @@ def _markdown(results: Mapping[str, Result], command: str, shown: Mapping[str, S
         lines += [markdown_row(head), "|" + "---|" * len(head), *map(markdown_row, rows), ""]
         for check in result["checks"]:
             lines.append(f"- {check['claim']}: {interval(check)}, n = {check['result']['n']}: {verdict(check)}")
+        lines += ["", f"![The differences with their intervals](pictures/{name}-plot.svg)", "", _seeds(result)]
         lines += ["", "Chosen: " + "; ".join(_settings(result)), ""]
-        lines += [f"![{caption}]({file})" for caption, file in shown[name]]
-        lines.append("")
+        for caption, file in shown[name]:
+            lines += [f"{caption}:", "", f"![{caption}]({file})", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -130,6 +141,7 @@ def _page(results: Mapping[str, Result], command: str, shown: Mapping[str, Seque
         head, *rows = _arms(result)
         parts.append(_html_table(head, rows))
         parts.append(_plot(result["checks"]))
+        parts.append(f"<p>{html.escape(_seeds(result))}</p>")
         parts.append(f"<p><small>{html.escape('; '.join(_settings(result)))}</small></p>")
         parts += [
             f'<figure><img src="{file}" alt="" loading="lazy"><figcaption>{html.escape(caption)}</figcaption></figure> '
@@ -144,22 +156,40 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
-def _plot(checks: Sequence[Result]) -> str:
-    """Each comparison's interval as a bar about zero."""
+def _bars(checks: Sequence[Result]) -> Iterator[tuple[Result, str]]:
+    """Each comparison with its interval as a bar about zero: what goes into an <svg> of _WIDE by _TALL pixels."""
     known = [check for check in checks if check["result"]["difference"] is not None]
     reach = max([abs(one["result"][end]) for one in known for end in ("low", "high")] + [1e-3])
-    rows = []
     for check in known:
         low, middle, high = (
             _WIDE * (0.5 + 0.48 * check["result"][key] / reach) for key in ("low", "difference", "high")
         )
-        bar = (
-            f'<svg width="{_WIDE}" height="{_TALL}" role="img" aria-label="{interval(check)}">'
+        yield (
+            check,
             f'<line x1="{_WIDE / 2}" x2="{_WIDE / 2}" y1="0" y2="{_TALL}" stroke="#999"/>'
             f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{_TALL / 2}" y2="{_TALL / 2}" stroke="#3566b8"'
             ' stroke-width="6"/>'
-            f'<circle cx="{middle:.1f}" cy="{_TALL / 2}" r="5" fill="#12305f"/></svg>'
+            f'<circle cx="{middle:.1f}" cy="{_TALL / 2}" r="5" fill="#12305f"/>',
         )
+
+
+def _plot_file(checks: Sequence[Result]) -> str:
+    """All bars in one picture, with what they compare, for Markdown, which can't hold them."""
+    rows = [
+        f'<g transform="translate(10,{number * 2 * _TALL + 4})"><text y="12" font-size="12" font-family="sans-serif">'
+        f'{html.escape(check["claim"])}: {interval(check)}</text><g transform="translate(0,{_TALL - 4})">{bar}</g></g>'
+        for number, (check, bar) in enumerate(_bars(checks))
+    ]
+    size = f'width="{_WIDE + 260}" height="{2 * _TALL * len(rows) + 8}"'
+    ground = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{ground}{"".join(rows)}</svg>\n'
+
+
+def _plot(checks: Sequence[Result]) -> str:
+    """A table with a bar for each comparison."""
+    rows = []
+    for check, inside in _bars(checks):
+        bar = f'<svg width="{_WIDE}" height="{_TALL}" role="img" aria-label="{interval(check)}">{inside}</svg>'
         mark = {None: "", True: "yes", False: "no"}[check["holds"]]
         said = f"{html.escape(check['claim'])} <small>n = {check['result']['n']}</small>"
         rows.append(

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from pipelines.evaluate.detect_compare import summary
 from pipelines.evaluate.page import page, png
 from pipelines.evaluate.report import Figure, figure
-from pipelines.files import write_atomic
+from pipelines.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from pipelines.evaluate.comparison import Compared
@@ -62,7 +62,7 @@ def write_report(folder: Path, found: Compared) -> list[Path]:
 
     The files that were written, without the pictures. StudioError when the disk is full.
     """
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "pictures")
     names = []
     for number, (picture, result) in enumerate(zip(found.pictures, found.results, strict=True)):
         names.append(f"pictures/{number:04d}.png")

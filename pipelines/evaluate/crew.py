@@ -85,14 +85,12 @@ def helped(wish: Study, name: str, stage: str, units: Sequence[Unit], command: S
 def _watched(
     started: Sequence[subprocess.Popen[bytes]], what: str, stage: str, units: Sequence[Unit], before: int, began: float
 ) -> Iterator[Event]:
-    said = -1
+    name = f"{what}: search" if stage == "search" else what
     while any(one.poll() is None for one in started):
         done = sum(unit.record.exists() for unit in units)
-        if done != said:
-            said = done
-            pace = (time.monotonic() - began) / (done - before) if done > before else None
-            name = f"{what}: search" if stage == "search" else what
-            yield Progress(name, done, len(units), eta=None if pace is None else pace * (len(units) - done))
+        pace = (time.monotonic() - began) / (done - before) if done > before else None
+        eta = None if pace is None else pace * (len(units) - done)
+        yield Progress(name, done, len(units), eta=eta)  # also when nothing is new: here a run can be stopped
         time.sleep(LOOK)
 
 

@@ -150,6 +150,14 @@ class Lab:
         return {}
 
 
+def looks(lab: Lab, request: Request, concepts: Sequence[Trained], words: Sequence[str]) -> Picture:
+    """The request's pictures with each word's attention laid over, word by word, side by side."""
+    from pipelines.attention.heatmap import overlay
+
+    pictures, maps = lab.maps(request, concepts, words)
+    return strip([overlay(maps[word, row], one) for row, one in enumerate(pictures) for word in range(len(words))], 8)
+
+
 def toys_of(one: Shoot) -> list[Any]:
     """The subjects of a shoot."""
     return [subject(seed, one.category) for seed in one.seeds]
@@ -198,9 +206,9 @@ def likeness(verdict: Verdict, known: NDArray[np.float32]) -> NDArray[np.float32
     return cosines
 
 
-def is_own(toy: Found, known: NDArray[np.float32]) -> bool:
-    """Whether a found toy is more like the subject than like any of its rivals."""
-    return int((known @ toy.identity).argmax()) == 0
+def is_own(toy: Found | None, known: NDArray[np.float32], kind: str) -> bool:
+    """Whether a found toy is of the subject's kind, and more like the subject than like any of its rivals."""
+    return toy is not None and toy.category == kind and int((known @ toy.identity).argmax()) == 0
 
 
 def centre(toy: Found) -> tuple[float, float]:

@@ -45,10 +45,10 @@ class Paired:
     low: float
     high: float
 
-    def holds(self, check: Check) -> bool:
-        """Whether the whole interval is on the claimed side. One case has no interval, and decides nothing."""
+    def holds(self, check: Check) -> bool | None:
+        """Whether the whole interval is on the claimed side. One case has no interval, and decides nothing: None."""
         if self.n < 2:
-            return False
+            return None
         worst = self.low if check.more else -self.high
         return worst > 0 if check.margin is None else worst > -check.margin
 
@@ -58,7 +58,13 @@ class Paired:
 
 
 def paired(arm: Sequence[Values], over: Sequence[Values], measure: str, seed: int = 0) -> Paired:
-    """Compare two arms case by case (percentile bootstrap over cases, Efron 1979)."""
+    """Compare two arms case by case, by an expanded percentile bootstrap over cases.
+
+    Percentiles of few cases are too narrow (of twelve, 89 % of such intervals have the truth, not 95 %), so the tails
+    are those that Student's t has for as many (Hesterberg 2015, arXiv 1411.5279, section 4.6).
+    """
+    from scipy.stats import norm, t
+
     rows = [(a.get(measure, np.nan), b.get(measure, np.nan)) for a, b in zip(arm, over, strict=True)]
     known = np.array([row for row in rows if np.isfinite(row).all()], dtype=np.float64).reshape(-1, 2)
     if not len(known):
@@ -66,9 +72,11 @@ def paired(arm: Sequence[Values], over: Sequence[Values], measure: str, seed: in
     differences = known[:, 0] - known[:, 1]
     chance = np.random.default_rng(seed)
     means = differences[chance.integers(0, len(differences), (DRAWS, len(differences)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    n = len(known)
+    tail = 100 * norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)) if n > 1 else 0.0
+    low, high = np.percentile(means, [tail, 100 - tail])
     a, b = known.mean(0)
-    return Paired(len(known), float(a), float(b), float(differences.mean()), float(low), float(high))
+    return Paired(n, float(a), float(b), float(differences.mean()), float(low), float(high))
 
 
 def mean_of(values: Sequence[Values], measure: str) -> float:

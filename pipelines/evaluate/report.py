@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.evaluate.page import markdown_row, page, png
 from pipelines.evaluate.prompts import with_subject
-from pipelines.files import new_id, write_atomic
+from pipelines.files import make_folder, new_id, write_atomic
 
 if TYPE_CHECKING:
     from pipelines.evaluate.protocol import Evaluation
@@ -120,7 +120,7 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation]) -> list[Path]:
 
     The files that were written, without the pictures. StudioError when the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = {
         "report.csv": _table_csv(evaluations),
         "pictures.csv": _pictures_csv(evaluations),

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.evaluate.claim import TUNING, Arm, Claim, Outcome, Settings, get_claim
+from pipelines.errors import StudioError
+from pipelines.evaluate.claim import FIRST, TUNING, Arm, Claim, Outcome, Settings, get_claim
 from pipelines.evaluate.crew import command_of, helped, taken
-from pipelines.evaluate.paired import mean_of, paired
+from pipelines.evaluate.outcome import read_record, result_of
 from pipelines.events import Event, Finished, Note, Progress
 from pipelines.files import write_json
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parents[2] / "assets" / "evidence"
 CASES, SEARCH = "cases", "search"
+TUNED = range(1000, 1010)  # subjects that methods' presets were chosen on
 QUICK_SEEDS = 1  # of a quick run, times what a claim says is quick for it
 
 
@@ -43,18 +45,20 @@ class Study:
     seeds: range | None = None
     minutes: float = 45.0
     helpers: int = 1
+    spare: float = 0.0  # minutes of `minutes` that are left for what is under way when the time is up
     began: float = field(default_factory=time.monotonic)
     units: list[float] = field(default_factory=list)  # seconds of those done in this part
 
     @property
     def over(self) -> bool:
         """Whether this part's time is up."""
-        return self.minutes > 0 and time.monotonic() - self.began > 60 * self.minutes
+        return self.minutes > 0 and time.monotonic() - self.began > 60 * (self.minutes - self.spare)
 
     @property
     def left(self) -> float:
         """Minutes of this part that are left, 0 = no end."""
-        return max(0.01, self.minutes - (time.monotonic() - self.began) / 60) if self.minutes else 0.0
+        spent = (time.monotonic() - self.began) / 60
+        return max(0.01, self.minutes - self.spare - spent) if self.minutes else 0.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def measured(lab: Lab, wish: Study, claim: Claim) -> Generator[Event, None, dict
     for done, unit in enumerate(work, start=1):
         yield from _lasting(wish, claim.name, done, len(work))
         found[unit.arm.name].append(_case(lab, claim, unit))
-    result = _result(lab, claim, seeds, search, found)
+    result = result_of(lab, claim, seeds, search, found)
     write_json(lab.folder / f"{claim.name}.json", result)
     return result
 
@@ -143,7 +147,7 @@ def _found_search(lab: Lab, claim: Claim) -> dict[str, Any] | None:
     """A search of the same grid on the same base, from before or shipped."""
     grid = json.loads(json.dumps(_grid(claim)))
     for folder in (lab.folder, SHIPPED):
-        kept = _read(folder / SEARCH / f"{claim.name}.json")
+        kept = read_record(folder / SEARCH / f"{claim.name}.json")
         if kept and kept["grid"] == grid and kept["base"] == lab.model.fingerprint:
             return kept
     return None
@@ -191,7 +195,14 @@ def _middle(options: Sequence[Settings]) -> dict[str, Any]:
 
 
 def _seeds(lab: Lab, wish: Study, claim: Claim) -> range:
+    """StudioError for seeds on which settings were chosen: a verdict on those would say nothing."""
     if wish.seeds is not None:
+        tuned = range(min(TUNED.start, _tuning(claim).start), max(TUNED.stop, _tuning(claim).stop))
+        if not lab.quick and set(wish.seeds) & set(tuned):
+            raise StudioError(
+                f"Settings were chosen on seeds {tuned.start} to {tuned.stop - 1}, so nothing is shown on them. Choose "
+                f"others, as from {FIRST} on."
+            )
         return wish.seeds
     return claim.seeds[: QUICK_SEEDS * getattr(claim, "quick", 1)] if lab.quick else claim.seeds
 
@@ -212,7 +223,7 @@ def _case(lab: Lab, claim: Claim, unit: Unit) -> Outcome:
 
     path, folder = unit.record, unit.record.parent
     same = {"settings": dict(unit.settings), "base": lab.model.fingerprint, "quick": lab.quick}
-    kept = _read(path)
+    kept = read_record(path)
     if kept and {key: kept[key] for key in same} == json.loads(json.dumps(same)):
         values = {name: float("nan") if value is None else value for name, value in kept["values"].items()}
         pictures = {name: np.asarray(Image.open(folder / file)) for name, file in kept["pictures"].items()}
@@ -229,57 +240,10 @@ def _case(lab: Lab, claim: Claim, unit: Unit) -> Outcome:
 
 def case_pictures(folder: Path, claim: str, seed: int, arm: str) -> Iterator[tuple[str, Path]]:
     """(caption, file) of what one arm painted in one case."""
-    kept = _read(folder / CASES / claim / f"{_stem(seed, arm)}.json")
+    kept = read_record(folder / CASES / claim / f"{_stem(seed, arm)}.json")
     for caption, file in (kept or {}).get("pictures", {}).items():
         yield caption, folder / CASES / claim / file
 
 
 def _stem(seed: int, arm: str) -> str:
     return f"{seed}-{arm.replace(' ', '-')}"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A record of ours; None where there is none, or it was cut off."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _result(
-    lab: Lab, claim: Claim, seeds: range, search: dict[str, Any], found: dict[str, list[Outcome]]
-) -> dict[str, Any]:
-    values = {name: [outcome.values for outcome in outcomes] for name, outcomes in found.items()}
-    checks = []
-    for check in claim.checks:
-        if not {check.arm, check.over} <= values.keys():
-            continue
-        compared = paired(values[check.arm], values[check.over], check.measure)
-        about = {"measure": check.measure, "arm": check.arm, "over": check.over, "decides": check.decides}
-        holds = None if lab.quick else compared.holds(check)
-        checks.append({"claim": check.words, **about, "result": compared.to_json(), "holds": holds})
-    deciding = [one["holds"] for one in checks if one["decides"]]
-    arms = {name: {key: _rounded(mean_of(rows, key)) for key in claim.shown} for name, rows in values.items()}
-    return {
-        "name": claim.name,
-        "title": claim.title,
-        "paper": claim.paper,
-        "about": claim.about,
-        "seeds": [seeds.start, seeds.stop - 1],
-        "n": len(seeds),
-        "base": lab.model.fingerprint,
-        "search": search,
-        "arms": arms,
-        "checks": checks,
-        "replicates": None if lab.quick else all(deciding),
-        "cases": [
-            {"seed": seed, "arm": name, **{key: _rounded(value) for key, value in rows[number].items()}}
-            for number, seed in enumerate(seeds)
-            for name, rows in values.items()
-        ],
-    }
-
-
-def _rounded(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None

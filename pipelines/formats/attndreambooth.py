@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
-from pipelines.files import printable, save_tensors, write_json
+from pipelines.files import make_folder, printable, save_tensors, write_json
 from pipelines.formats import inversion
 from pipelines.formats.jail import read_tensors
 from pipelines.intake import WEIGHTS_LIMIT, load_tensors
@@ -73,7 +73,7 @@ def write(path: Path, trained: Trained) -> list[Path]:
     if target.with_suffix(".bin").exists():
         raise StudioError(f"{target}.bin is already there. Choose another folder.")
     written = write_unet(path, trained) if _changes_weights(trained) else []
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     for end in (".bin", ".safetensors"):
         inversion.write_numbered(target.with_suffix(end), trained.concept.name, tokens)
     return [target.with_suffix(".bin"), target.with_suffix(".safetensors"), *written]
@@ -107,7 +107,7 @@ def write_checkpoint(path: Path, model: Model, trained: Trained) -> list[Path]:
     """The same for a base that is loaded."""
     config = {key: value for key, value in model.unet.config.items() if not key.startswith("_")}
     weights = checkpoint(model, trained)
-    (path / UNET).mkdir(parents=True, exist_ok=True)
+    make_folder(path / UNET)
     files = [path / UNET / "config.json", path / UNET / f"{WEIGHTS}.safetensors"]
     write_json(files[0], {"_class_name": type(model.unet).__name__} | config)
     save_tensors(files[1], weights, {"format": "pt"})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
-from pipelines.files import printable, write_atomic
+from pipelines.files import make_folder, printable, write_atomic
 from pipelines.formats.jail import pickle_codes, read_tensors
 from pipelines.methods.residual import KEY
 
@@ -72,7 +72,7 @@ def write(path: Path, trained: Trained) -> list[Path]:
     target = path / FILE
     if target.exists():
         raise StudioError(f"{target} is already there. Choose another folder.")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     write_rows(target, trained.tensors[KEY])
     return [target]
 

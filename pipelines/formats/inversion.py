@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
-from pipelines.files import printable, save_tensors, write_atomic
+from pipelines.files import make_folder, printable, save_tensors, write_atomic
 from pipelines.formats.jail import pickle_codes, read_tensors
 from pipelines.intake import load_tensors, read_header
 
@@ -41,7 +41,7 @@ _MESSAGE = "Choose a learned_embeds file, or an embedding for A1111."
 
 def detect(path: Path) -> bool:
     """A file of few small matrices of one width, or a folder with a learned_embeds file. Nothing is unpickled."""
-    file = _file(path)
+    file = newest(path)
     if file is None or not file.is_file():
         return False
     return _looks_pickled(file) if file.suffix.lower() in PICKLED else _looks_plain(file)
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
 
     StudioError when it holds tokens of several concepts (`read_embeds` gives them all), or something else.
     """
-    file = _file(path)
+    file = newest(path)
     if file is None:
         raise StudioError(f"'{printable(path.name)}' holds no learned_embeds file. {_MESSAGE}")
     content = _content(file)
@@ -77,7 +77,7 @@ def write(path: Path, trained: Trained) -> list[Path]:
     target = path / FILE
     if target.exists():
         raise StudioError(f"{target} is already there. Choose another folder.")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     write_embeds(target, embeds_of(trained))
     return [target]
 
@@ -177,13 +177,16 @@ def _grouped(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, values in rows.items():
         numbered = _NUMBERED.match(key)
         groups.setdefault(numbered[1] if numbered else key, []).append((int(numbered[2]) if numbered else 0, values))
+    for name, group in groups.items():
+        if len({values.shape[-1] for _, values in group}) > 1:
+            raise StudioError(f"The rows of '{printable(name)}' are of different widths. {_MESSAGE}")
     return {
         name: torch.cat([values for _, values in sorted(group, key=lambda pair: pair[0])])
         for name, group in groups.items()
     }
 
 
-def _file(path: Path) -> Path | None:
+def newest(path: Path) -> Path | None:
     """The file itself, or the newest learned_embeds file of a folder (the one of the most steps)."""
     if not path.is_dir():
         return path
@@ -215,11 +218,20 @@ def _named_so(file: Path, names: Iterable[str], every: bool) -> bool:
     return "embed" in file.name.lower() or (all(tokens) if every else any(tokens))
 
 
+def pickled_texts(file: Path) -> list[str]:
+    """All text in a torch.save file, its keys among it, without unpickling; [] for anything else."""
+    return _texts(pickle_codes(file, _PICKLE_LIMIT))
+
+
+def _texts(codes: Sequence[tuple[str, Any]]) -> list[str]:
+    return [argument for name, argument in codes if name == "BINUNICODE" and isinstance(argument, str)]
+
+
 def _looks_pickled(file: Path) -> bool:
     """Whether it is a torch.save file of a dictionary of few tensors. Its pickle is only read as a list of codes."""
     codes = pickle_codes(file, _PICKLE_LIMIT)
     names = [name for name, _ in codes]
-    texts = [argument for name, argument in codes if name == "BINUNICODE" and isinstance(argument, str)]
+    texts = _texts(codes)
     layers = any(text.endswith((".weight", ".bias")) for text in texts)
     rebuilt = any(argument == "torch._utils _rebuild_tensor_v2" for name, argument in codes if name == "GLOBAL")
     filled = "SETITEM" in names or "SETITEMS" in names

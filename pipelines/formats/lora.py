@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
-from pipelines.files import printable, save_tensors
+from pipelines.files import make_folder, printable, save_tensors
 from pipelines.formats.several import subjects_note, subjects_noted
 from pipelines.intake import load_tensors, read_header, read_json
 
@@ -97,7 +97,7 @@ def write(path: Path, trained: Trained) -> list[Path]:
         from pipelines.formats.attndreambooth import write_unet
 
         return write_unet(path, trained)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     target = path / FILE
     if target.exists():
         raise StudioError(f"{target} is already there. Choose another folder.")

@@ -14,7 +14,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from PIL import Image
 
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
-from pipelines.files import name_key, printable, write_atomic
+from pipelines.files import NAME_LIMIT, make_folder, name_key, printable, write_atomic
+from pipelines.formats.numbered import numbered_lines
 from pipelines.photos import Photo, load_photo
 from pipelines.sources import ClassPicture
 from pipelines.tokens import check_token
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FILE, CLASS_FILE = "metadata.jsonl", "class_metadata.jsonl"
-MAX_BYTES = 16 * 2**20
+MAX_NAME = 200  # of a file: file systems allow 255 bytes
 KEYS = ("id", "file_name", "mask_path", "text")
 
 
@@ -73,7 +74,7 @@ def read_dataset(folder: Path, name: str = FILE) -> Dataset:
     have or has twice, and files that aren't there.
     """
     file = folder / name
-    lines = _lines(file)
+    lines = numbered_lines(file)
     first = next(lines, None)
     if first is None:
         raise StudioError(f"{name} is empty. Its first line names the subjects, every other one a picture.")
@@ -85,10 +86,14 @@ def read_dataset(folder: Path, name: str = FILE) -> Dataset:
     return Dataset(file, phrases, rows, first[0])
 
 
-def read_phrases(file: Path) -> dict[str, str]:
-    """The subjects' words by id, from the first line alone. StudioError, with file and line, when it names none."""
-    number, content = next(_lines(file), (1, {}))
-    return _phrases(f"{file.name}, line {number}", content, twins=False)
+def read_phrases(file: Path) -> tuple[dict[str, str], str]:
+    """The subjects' words by id, from the first line alone, and where they stand ("metadata.jsonl, line 1").
+
+    StudioError, with file and line, when it names none.
+    """
+    number, content = next(numbered_lines(file), (1, {}))
+    where = f"{file.name}, line {number}"
+    return _phrases(where, content, twins=False), where
 
 
 def subjects_of(dataset: Dataset, names: Mapping[str, str] | None = None) -> tuple[tuple[Subject, ...], str]:
@@ -96,8 +101,15 @@ def subjects_of(dataset: Dataset, names: Mapping[str, str] | None = None) -> tup
     and "olis hta". `names` gives an id another name than itself.
 
     The first word of a phrase is the rare one, as the format has it; a phrase of one word has none, and then nobody.
+    StudioError, with file and line, when two have the same.
     """
-    return words_of(dataset.phrases, dataset.where(dataset.first), names)
+    where = dataset.where(dataset.first)
+    subjects, rare = words_of(dataset.phrases, where, names)
+    words = rare.casefold().split()
+    twice = next((word for word in words if words.count(word) > 1), None)
+    if twice:
+        raise StudioError(f"{where}: two subjects begin with '{printable(twice)}'. Give each a rare word of its own.")
+    return subjects, rare
 
 
 def words_of(
@@ -122,7 +134,8 @@ def photos_of(dataset: Dataset, *, short_side: int = 0, names: Mapping[str, str]
     for row in dataset.rows:
         token = _token(dataset.where(dataset.first), row.id, names)
         name = token.strip("<>")
-        phrase = re.compile(r"\s+".join(map(re.escape, dataset.phrases[row.id].split())), re.IGNORECASE)
+        words = r"\s+".join(map(re.escape, dataset.phrases[row.id].split()))
+        phrase = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)
         said, count = phrase.subn(lambda _, token=token: token, row.texts[0])  # type: ignore[misc]
         if not count:
             raise StudioError(
@@ -156,7 +169,7 @@ def write_dataset(folder: Path, phrases: Mapping[str, str], photos: Sequence[Pho
     """
     if (folder / name).exists():
         raise StudioError(f"{folder / name} is already there. Choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     prefix = "" if name == FILE else "img_"
     plain = all(re.fullmatch(r"\w+", subject, re.ASCII) for subject in phrases)
     lines: list[dict[str, Any]] = [{"id": dict(phrases)}]
@@ -186,51 +199,14 @@ def _only(photo: Photo, phrases: Mapping[str, str]) -> tuple[str, NDArray[Any]]:
     return shown[0], mask
 
 
-def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number (from 1) and content of every line that isn't blank."""
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise StudioError(f"{file.name} is far too large for a list of pictures. Choose another folder.")
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise StudioError(f"There is no {file.name} in '{printable(file.parent.name)}'. Choose its folder.") from error
-    except UnicodeDecodeError as error:
-        raise StudioError(f"{file.name} is not UTF-8 text. Save it as UTF-8.") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, _object(f"{file.name}, line {number}", line)
-
-
-def _object(where: str, line: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line, object_pairs_hook=lambda pairs: _unique(where, pairs))
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        reason = (
-            f"{error.msg} at character {error.colno}"
-            if isinstance(error, json.JSONDecodeError)
-            else "too deep or too long"
-        )
-        raise StudioError(f"{where} is no JSON ({reason}). Every line is one {{...}} by itself.") from error
-    if not isinstance(content, dict):
-        raise StudioError(f"{where} is {printable(content)}, not {{...}}. Every line is one {{...}} by itself.")
-    return content
-
-
-def _unique(where: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise StudioError(f"{where} says '{printable(key)}' twice. Give each its own name.")
-        found[key] = value
-    return found
-
-
 def _phrases(where: str, content: dict[str, Any], *, twins: bool) -> dict[str, str]:
     """The subjects of the first line. Two of one class (`twins`) may share a phrase, two subjects may not."""
     named = content.get("id")
     if not isinstance(named, dict) or not named:
         raise StudioError(f'{where} must name the subjects first, as {{"id": {{"a": "olis drink can"}}}}.')
     for id, phrase in named.items():
+        if len(id) > NAME_LIMIT:
+            raise StudioError(f"{where}: the name '{printable(id)}' is too long. Use at most {NAME_LIMIT} characters.")
         if not isinstance(phrase, str) or not phrase.strip():
             raise StudioError(f"{where}: '{printable(id)}' needs a phrase, such as \"olis drink can\".")
     keys = [name_key(id) for id in named]
@@ -262,7 +238,7 @@ def _row(where: str, number: int, content: dict[str, Any], folder: Path, phrases
 
 def _path(where: str, key: str, name: Any, folder: Path) -> Path:
     """A file in the folder, never outside it."""
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or "\0" in name or len(name) > MAX_NAME:
         raise StudioError(f"{where}: '{key}' must be the name of a file in the folder.")
     path = folder / name
     if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):

@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Any]:
     if weights is None or metadata is None:
         raise StudioError(f"There is no {lora.FILE} with a {FILE} in '{path.name}'. Choose MuDI's output folder.")
     found = lora.read(weights)
-    subjects, rare = words_of(read_phrases(metadata), f"{FILE}, line 1")
+    subjects, rare = words_of(*read_phrases(metadata))
     params = {name: value for name, value in found["params"].items() if name != "tune"} | {"rare_word": rare}
     named = {"subjects": [one.token for one in subjects], "nouns": [one.noun for one in subjects]}
     return {key: found[key] for key in ("tensors", "name", "base") if key in found} | {"params": params} | named

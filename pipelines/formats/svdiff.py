@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.captions import caption, class_prompt
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
-from pipelines.files import printable, save_tensors
+from pipelines.files import make_folder, printable, save_tensors
 from pipelines.formats.several import subjects_note, subjects_noted
 
 method = "svdiff"
@@ -75,7 +75,7 @@ def write(path: Path, trained: Trained) -> list[Path]:
     StudioError when one is there already.
     """
     written: list[Path] = []
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     for prefix, file, wrapper in _PARTS:
         shifts = {
             wrapper + key.removeprefix(prefix): values.float()

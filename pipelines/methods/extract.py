@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipelines.concept import Subject
+from pipelines.errors import StudioError
 from pipelines.methods import Stage
 from pipelines.params import BASIC, TrainParams
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pipelines.data import Batch
     from pipelines.extraction import Extraction
     from pipelines.model import Model
+    from pipelines.photos import Photo
 
 name = "extract"
 title = "Extraction (several subjects from one photo)"
@@ -87,6 +89,26 @@ def stages(params: Params) -> Sequence[Stage]:
         for name, steps in wanted
         if steps
     ]
+
+
+def needs_masks(params: Params) -> bool:
+    """Both the loss and the pull on attention are about where each subject is."""
+    return params.masked_loss or params.attention != "off"
+
+
+def check_photos(params: Params, subjects: Sequence[Subject], photos: Sequence[Photo]) -> None:
+    """StudioError for a subject without a mask of its own in a photo of several: nothing could be learned of it."""
+    if not needs_masks(params):
+        return
+    for photo in photos:
+        names = [subject.token.strip("<>") for subject in subjects]
+        shown = [name for name in names if not photo.shows or name in photo.shows]
+        lacking = [name for name in shown if name not in photo.masks] if len(shown) > 1 else []
+        if lacking:
+            raise StudioError(
+                f"{photo.path.name} has no mask that says where {lacking[0]} is, so it can't be told from the others. "
+                f"Draw {photo.path.stem}-masklabel-{lacking[0]}.png, or mark it with a click."
+            )
 
 
 @contextmanager

@@ -168,9 +168,9 @@ def each_row(params: Params, error: Tensor, batch: Batch) -> Tensor:
     """
     from pipelines.losses import masked_mean
 
-    if params.masked_loss or batch.masks is None or batch.shown is None or params.soft_alpha == 1:
+    if params.masked_loss or batch.masks is None or batch.mixed is None or params.soft_alpha == 1:
         masks = batch.masks if params.masked_loss else None
         return masked_mean(error, masks, params.background_weight)
-    mixed = (batch.shown.sum(1) > 1).view(-1, 1, 1, 1)
+    mixed = batch.mixed.view(-1, 1, 1, 1)
     weight = batch.masks + (1 - batch.masks) * params.soft_alpha
     return (error * weight.where(mixed, weight.new_ones(()))).mean(dim=(1, 2, 3))

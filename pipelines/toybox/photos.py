@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import StudioError
+from pipelines.files import make_folder
 from pipelines.toybox.scenes import Scene, compose, place, random_prop, stream, subject
 from pipelines.toybox.words import BACKGROUNDS, caption
 
@@ -74,7 +75,7 @@ def _mask_names(stem: str, scene: Scene) -> list[str]:
 
 def write_photos(scenes: Sequence[Scene], folder: Path) -> dict[str, Any]:
     """Writes photos, masks and truth.json into `folder`; returns the truth."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pictures = []
     for number, scene in enumerate(scenes, start=1):
         stem = f"{number:04d}"

@@ -85,9 +85,18 @@ def advanced_controls() -> Controls:
                 label="How strongly", info="0 to 4; empty: 2, from four subjects on 3", placeholder="usual",
                 elem_id="start-strength",
             )  # fmt: skip
+            sizes = gr.Textbox(
+                label="How large", info="One share each, in the prompt's order: 1 0.5", placeholder="as it comes",
+                elem_id="start-sizes",
+            )  # fmt: skip
+            counted = gr.Textbox(
+                label="Count them as", info='From three concepts on: "3 objects: ..." (MuDI)', placeholder="not",
+                elem_id="counted", max_length=40,
+            )  # fmt: skip
     return {
         "apart": apart, "guide": guide, "guided_steps": steps, "outside": outside, "figure": figure, "recur": recur,
         "ramp": ramp, "trim": trim, "start_photos": begin, "start_strength": strength,
+        "start_sizes": sizes, "counted": counted,
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from pipelines.concept import Subject, Trained
 from pipelines.data import Batch, Data, prepare
 from pipelines.errors import StudioError
 from pipelines.events import Finished, Progress
+from pipelines.formats.inversion import write_embeds
 from pipelines.incoming import import_original
 from pipelines.intake import load_tensors
 from pipelines.losses import masked_mean, squared_error
@@ -224,8 +225,51 @@ def test_tokens_go_into_learned_embeds_and_back(tmp_path: Path) -> None:
         with attached(model, [(trained, 1.0)]):
             states.append(model.encode([prompt]).states)
     assert torch.equal(*states)
-    with pytest.raises(StudioError, match="as a zip"):
-        formats.write(replace(one, tensors=one.tensors | {"unet.conv_in.delta": torch.ones(3)}), tmp_path / "lost")
+    assert formats.detect(tmp_path / "out") == "extraction"  # the folder as well
+
+
+def test_what_the_original_pickles_comes_in_with_all_its_tokens(tmp_path: Path) -> None:
+    rows = {f"<asset{number}>": torch.randn(32) for number in (10, 2, 0)}
+    write_embeds(tmp_path / "learned_embeds.bin", rows)
+    for place in (tmp_path / "learned_embeds.bin", tmp_path):
+        assert formats.detect(place) == "extraction"
+        found = formats.read(place)
+        assert found["subjects"] == ["<asset0>", "<asset2>", "<asset10>"]
+        assert torch.equal(found["tensors"]["tokens.text_encoder"][2], rows["<asset10>"])
+    (tmp_path / "one").mkdir()
+    write_embeds(tmp_path / "one" / "learned_embeds.bin", {"<asset0>": torch.randn(32)})
+    assert formats.detect(tmp_path / "one") == "inversion"
+    write_embeds(tmp_path / "odd.safetensors", {"<a>": torch.randn(32), "<b>": torch.randn(16)})
+    with pytest.raises(StudioError, match="different widths"):
+        formats.read(tmp_path / "odd.safetensors")
+
+
+def test_shifts_lie_beside_the_tokens_and_come_back(tmp_path: Path) -> None:
+    model = tiny_model("sd1")
+    one = finished(model, settings(steps=1, shift_steps=1, shift_lr=0.1))
+    files = formats.write(one, tmp_path)
+    assert [file.name for file in files] == ["learned_embeds.safetensors", "spectral_shifts.safetensors"]
+    back = import_original(tmp_path, name="both", noun="thing")
+    assert back.tensors.keys() == one.tensors.keys()
+    assert all(torch.equal(value, back.tensors[key]) for key, value in one.tensors.items())
+    states = []
+    for trained in (one, back):
+        with attached(model, [(trained, 1.0)]), torch.no_grad():
+            states.append(model.unet(torch.ones(1, 4, 16, 16), 10, model.encode(["a <my-cat>"]).states).sample)
+    assert torch.equal(*states)
+
+
+def test_a_subject_that_nothing_points_at_is_refused(tmp_path: Path) -> None:
+    """One mask for both, or none of one of them: it would train on nothing without a word."""
+    mask = np.full((64, 64), 255, np.uint8)
+    shown = Photo(tmp_path / "x.png", np.zeros((64, 64, 3), np.uint8), {"my-cat": mask})
+    for photo in (shown, replace(shown, masks={"": mask})):
+        with pytest.raises(StudioError, match=r"x.png has no mask.*x-masklabel-my-"):
+            extract.check_photos(settings(), BOTH, [photo])
+        extract.check_photos(settings(masked_loss=False, attention="off"), BOTH, [photo])
+        extract.check_photos(settings(), BOTH[:1], [photo])
+    assert extract.needs_masks(settings(masked_loss=False)) and extract.needs_masks(settings(attention="off"))
+    extract.check_photos(settings(), BOTH, [replace(shown, masks={"my-cat": mask, "my-dog": mask.copy()})])
 
 
 def test_a_random_start_is_a_word_of_the_table_and_the_same_every_time() -> None:

@@ -109,14 +109,15 @@ def test_a_collages_white_weighs_soft_alpha(model: Model) -> None:
     batch = next(
         batch
         for step in range(1, 9)
-        if 0 < ((batch := data(model, params).batch(segmix.stages(params)[0], step)).shown.sum(1) > 1).sum() < 4
+        if 0 < (batch := data(model, params).batch(segmix.stages(params)[0], step)).mixed.sum() < 4
     )
     error = torch.rand(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with segmix.attach(model, params, (CAT, DOG)) as adapter:
         each = segmix.each_row(adapter.params, error, batch)
     for row in range(4):
         weight = batch.masks[row] + (1 - batch.masks[row]) * 0.25
-        mixed = bool(batch.shown[row].all())
+        mixed = bool(batch.mixed[row])
+        assert mixed == bool(batch.shown[row].all())  # these photos show one each
         expected = (error[row] * weight).mean() if mixed else error[row].mean()
         torch.testing.assert_close(each[row], expected)
     with segmix.attach(model, params.model_copy(update={"masked_loss": True}), (CAT, DOG)) as adapter:

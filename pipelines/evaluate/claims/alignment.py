@@ -1,4 +1,4 @@
-"""System 3: AttnDreamBooth (arXiv 2406.04632) learns a subject and still does what the rest of the prompt says."""
+"""System 3: AttnDreamBooth (arXiv 2406.05000) learns a subject and still does what the rest of the prompt says."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pipelines.evaluate.claim import FIRST, Arm, Check, Outcome, Settings
 from pipelines.evaluate.paired import Values
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipelines.evaluate.lab import Lab, Lesson
     from pipelines.toybox.judge import Verdict
 
 name, order = "alignment", 5
 title = "Text-aligned identity"
-paper = "https://arxiv.org/abs/2406.04632"
+paper = "https://arxiv.org/abs/2406.05000"
 about = (
     "Five photos of a toy on one background, learned by AttnDreamBooth, textual inversion and low-rank DreamBooth with "
     "the same number of steps and photos a step. Prompts ask for other backgrounds, for a second toy, and for a second "
@@ -79,7 +81,7 @@ def prompts(seed: int) -> list[tuple[str, str, str, str]]:
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     """All prompts."""
-    from pipelines.evaluate.lab import share, sight, strip
+    from pipelines.evaluate.lab import looks, share, sight, strip
     from pipelines.request import Request
     from pipelines.toybox.scenes import subject
 
@@ -107,14 +109,17 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
         "own subject": share(own),
         "alignment": float(np.mean([*shares.values()])),
     }
-    return Outcome(values | shares, {"backgrounds, a second toy, its colour": strip(pictures, 8)})
+    shown = {"backgrounds, a second toy, its colour": strip(pictures, 8)}
+    beside = next(text for text, _, second, _ in prompts(seed) if second).replace("{}", "<a>")
+    return Outcome(values | shares, shown | {"where <a> looks": looks(lab, Request(beside), [trained], ["<a>"])})
 
 
-def _likest(seen: Verdict, known: object, kind: str) -> tuple[float, bool]:
+def _likest(seen: Verdict, known: NDArray[np.float32], kind: str) -> tuple[float, bool]:
     """The best likeness of a toy of the subject's kind (of any, where there is none), and whether it is the own one."""
-    toys = [toy for toy in seen.toys if toy.category == kind] or list(seen.toys)
+    from pipelines.evaluate.lab import is_own
+
+    toys = [toy for toy in seen.toys if toy.category == kind]
     if not toys:
-        return -1.0, False
-    cosines = [np.asarray(known) @ toy.identity for toy in toys]
-    best = max(cosines, key=lambda row: float(row[0]))
-    return float(best[0]), int(best.argmax()) == 0
+        return max([float(known[0] @ toy.identity) for toy in seen.toys], default=-1.0), False
+    best = max(toys, key=lambda toy: float(known[0] @ toy.identity))
+    return float(known[0] @ best.identity), is_own(best, known, kind)

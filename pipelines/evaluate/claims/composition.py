@@ -85,7 +85,7 @@ def _counted(lab: Lab, seen: Verdict, known: Sequence[Any], subjects: Sequence[i
 
     placed = there = kinds = 0
     for number, one in enumerate(subjects):
-        own = [toy for toy in seen.toys if is_own(toy, known[number]) and toy.category == subject(one).category]
+        own = [toy for toy in seen.toys if is_own(toy, known[number], subject(one).category)]
         there += bool(own)
         placed += any(_in_cell(lab, toy, number) for toy in own)
         kinds += any(toy.category == subject(one).category and _in_cell(lab, toy, number) for toy in seen.toys)

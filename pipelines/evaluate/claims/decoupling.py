@@ -39,6 +39,7 @@ checks = (
     Check("success", "Seg-Mix", "joint"),
     Check("success", "Seg-Mix", "Cut-Mix"),
     Check("success", "Seg-Mix with start noise", "Seg-Mix"),
+    *(Check(f"success, {n}", "Seg-Mix", over, decides=False) for n in (2, 3, 4) for over in ("joint", "Cut-Mix")),
     Check("score", "Seg-Mix", "joint", decides=False),
     Check("success", "Seg-Mix with start noise", "joint with start noise", decides=False),
 )

@@ -51,13 +51,14 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     from pipelines.attention.heatmap import overlay
     from pipelines.evaluate.lab import is_own, likeness, share, sight, strip, unlike
     from pipelines.request import Request
+    from pipelines.toybox.scenes import subject
 
     trained = lab.learned(lesson(arm, seed, settings))
     own, alike, pictures = [], [], {}
     for token, subject_seed in zip(("<a>", "<b>"), unlike(40 * seed, 2), strict=True):
         painted = lab.paint(Request(f"a photo of a {token}", seeds=tuple(range(lab.few(6)))), [trained])
         known, seen = lab.known(subject_seed), sight(painted)
-        own += [one.surest is not None and is_own(one.surest, known) for one in seen]
+        own += [is_own(one.surest, known, subject(subject_seed).category) for one in seen]
         alike += [float(likeness(one, known)[0]) for one in seen]
         pictures[f"{token} alone"] = strip(painted)
     request = Request("a photo of a <a> and a <b>", seeds=tuple(range(lab.few(4))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,8 +55,9 @@ def residuals(lab: Lab, seeds: Sequence[int]) -> list[Trained]:
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     """Both orders, on several backgrounds."""
-    from pipelines.evaluate.lab import boxed, share, sight, strip, unlike
+    from pipelines.evaluate.lab import boxed, looks, share, sight, strip, unlike
     from pipelines.request import Request
+    from pipelines.toybox.scenes import subject
 
     subjects = unlike(40 * seed, 2)
     concepts = residuals(lab, subjects)
@@ -68,7 +70,7 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
         painted += lab.paint(request, concepts)
         wanted += [halves] * lab.few(4)
     seen = sight(painted)
-    known = [lab.known(one) for one in subjects]
+    known = [(lab.known(one), subject(one).category) for one in subjects]
     half = lab.model.native_size / 2
     values = {
         "each in its region": share([_right(one, known, sides, half) for one, sides in zip(seen, wanted, strict=True)]),
@@ -76,9 +78,9 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
         "both kinds there": share([_kinds(one, subjects) for one in seen]),
         "bytes a concept": float(np.mean([_bytes(one) for one in concepts])),
     }
-    return Outcome(
-        values, {"a left of b, then right of it": strip(painted[:: lab.few(4)] + painted[1 :: lab.few(4)], 8)}
-    )
+    pictures = {"a left of b, then right of it": strip(painted[:: lab.few(4)] + painted[1 :: lab.few(4)], 8)}
+    last = replace(request, seeds=(0, 1))
+    return Outcome(values, pictures | {"where <a> and <b> look, in turn": looks(lab, last, concepts, ["<a>", "<b>"])})
 
 
 def _right(seen: Verdict, known: Sequence[Any], sides: Sequence[int] | None, half: float) -> bool:
@@ -86,7 +88,7 @@ def _right(seen: Verdict, known: Sequence[Any], sides: Sequence[int] | None, hal
 
     def there(number: int) -> bool:
         return any(
-            is_own(toy, known[number]) and (sides is None or (centre(toy)[0] >= half) == bool(sides[number]))
+            is_own(toy, *known[number]) and (sides is None or (centre(toy)[0] >= half) == bool(sides[number]))
             for toy in seen.toys
         )
 

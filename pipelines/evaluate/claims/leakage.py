@@ -28,7 +28,6 @@ shown = (
     "leaked, unnamed background",
     "leaked, other background named",
     "likeness",
-    "own subject",
     "asked background",
     "background's clearness",
 )
@@ -84,7 +83,7 @@ def places(seed: int) -> list[str]:
 
 def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     """Pictures of one subject."""
-    from pipelines.evaluate.lab import is_own, likeness, share, sight, strip
+    from pipelines.evaluate.lab import likeness, share, sight, strip
     from pipelines.request import Request
     from pipelines.toybox.photos import Shoot, shoot
     from pipelines.toybox.scenes import subject
@@ -104,12 +103,10 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     ]
     known = lab.known(seed, background=home)
     free, told = sight(unnamed), sight(named)
-    toys = [one.surest for one in [*free, *told]]
     values = {
         "leaked, unnamed background": share([_leaked(one, home, prop) for one in free]),
         "leaked, other background named": share([_leaked(one, home, prop) for one in told]),
         "likeness": float(np.mean([likeness(one, known)[0] for one in [*free, *told]])),
-        "own subject": share([toy is not None and is_own(toy, known) for toy in toys]),
         "asked background": share([one.background == b for one, b in zip(told, asked, strict=True)]),
         "background's clearness": float(np.mean([one.background_score for one in [*free, *told]])),
     }
