@@ -53,7 +53,7 @@ class Wish:
         if not self.folder.is_dir():
             raise StudioError(f"There is no folder {self.folder}. Name the one with the photos.")
         if self.discover:
-            self.discovery()
+            self.discovery("")
         else:
             validated(MaskParams, MaskParams().model_dump() | parse_settings(MaskParams, self.settings))
         for name in self.files():
@@ -68,11 +68,12 @@ class Wish:
             return list(self.names)
         return [""] if len(self.nouns) < 2 else ["-".join(noun.split()) for noun in self.nouns]
 
-    def discovery(self) -> DiscoverParams:
-        """The settings for things without a word."""
-        from pipelines.attention.discover import DiscoverParams
+    def discovery(self, kind: str) -> DiscoverParams:
+        """The settings for things without a word, on a base of that kind."""
+        from pipelines.attention.discover import DiscoverParams, discover_params
 
-        return validated(DiscoverParams, DiscoverParams().model_dump() | parse_settings(DiscoverParams, self.settings))
+        own = parse_settings(DiscoverParams, self.settings)
+        return validated(DiscoverParams, discover_params(kind).model_dump() | own)
 
     def params(self, kind: str) -> MaskParams:
         """The settings for a base of that kind."""
@@ -108,7 +109,7 @@ def discovered_masks(model: Model, wish: Wish) -> Iterator[Event]:
     photos = yield from read_photos(wish, model.native_size)
     report = Report()
     for number, photo in enumerate(photos, start=1):
-        things = discover(model, photo.image, wish.discovery())
+        things = discover(model, photo.image, wish.discovery(model.kind))
         if not things:
             yield Note(f"Nothing stands out in {photo.path.name}. Name what it shows with --noun, or paint a mask.")
             report.missing.append(mask_file(photo, "thing1"))

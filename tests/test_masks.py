@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from pipelines.__main__ import main
-from pipelines.attention.discover import DiscoverParams, discover, group
+from pipelines.attention.discover import DiscoverParams, discover, discover_params, group
 from pipelines.attention.gaze import cross_levels, fitted, self_sites
 from pipelines.attention.nouns import look_for, read_nouns
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
 from pipelines.events import Event, Finished, Heatmap, Note, Progress
-from pipelines.mask_files import Wish, is_ours
+from pipelines.mask_files import Wish, discovered_masks, is_ours
 from pipelines.mask_files import noun_masks as write_masks
 from pipelines.masks import MaskParams, SoftMask, mask_params, noun_masks, refined_masks, with_masks
 from pipelines.model import Model
@@ -325,3 +325,30 @@ def test_refinement_helps_on_toybox() -> None:
                 seen = mask.binary()
                 scores.append((seen & true).sum() / (seen | true).sum())
     assert np.mean(refined) > np.mean(raw) + 0.02
+
+
+def test_things_without_a_word_are_toybox_s_toys() -> None:
+    """Best IoU of a thing with each true mask, on scenes that chose no setting; the published side finds the ground."""
+    from pipelines.model import load_model
+    from pipelines.toybox.scenes import scene
+
+    model = load_model("toybox", device="cpu")
+    own = discover_params("toybox")
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(10):
+        one = scene("test", 430_000 + number, count=1 + number % 2)
+        for ground, best in found.items():
+            things = discover(model, one.image, own.model_copy(update={"ground": ground}))
+            seen = [thing.picture(one.image.shape[:2]) > 0 for thing in things]
+            best += [
+                max([(mask & true).sum() / (mask | true).sum() for mask in seen], default=0.0) for true in one.masks
+            ]
+    assert np.mean(found[True]) > 0.4 and np.mean(found[True]) > np.mean(found[False]) + 0.2
+
+
+def test_nothing_that_stands_out_is_said(model: Model, tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64, 3), 127, np.uint8)).save(tmp_path / "plain.png")
+    wish = Wish(tmp_path, discover=True, settings=("smallest=0.9",))
+    events = list(discovered_masks(model, wish))
+    assert any(isinstance(event, Note) and "Nothing stands out in plain.png" in event.text for event in events)
+    assert isinstance(events[-1], Finished) and events[-1].value["missing"] == ["plain-masklabel-thing1.png"]
