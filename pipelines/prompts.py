@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 
 GAP = "{}"
 _LIMIT = 4_000_000  # bytes
+_TOKEN = re.compile(r"<[^<>\s]+>")
 
 
-def read_prompts(path: str | Path, concepts: Sequence[Concept] = ()) -> list[str]:
+def read_prompts(path: str | Path, concepts: Sequence[Concept] = (), known: Collection[str] | None = None) -> list[str]:
     """The prompts of a file, with every {} filled by the concept's token; blank lines are left out.
 
-    Of several subjects each fills one {}, in order. StudioError with file and line where that doesn't come out even.
+    Of several subjects each fills one {}, in order. StudioError with file and line where that doesn't come out even,
+    and for a word in <> that is none of the `known` tokens, where these are given.
     """
     path = Path(path)
     name = printable(path.name)
@@ -33,14 +36,20 @@ def read_prompts(path: str | Path, concepts: Sequence[Concept] = ()) -> list[str
         raise StudioError(f"'{name}' is no text file. Write one prompt in every line.") from error
     if len(content) > _LIMIT:
         raise StudioError(f"'{name}' is too large for a file of prompts. Choose another file.")
-    tokens = [subject.token for concept in concepts for subject in concept.subjects]
-    prompts = [_filled(line.strip(), tokens, f"{name}, line {at}") for at, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(f"{name}, line {at}", line.strip()) for at, line in enumerate(lines, 1) if line.strip()]
+    prompts = [filled(line, concepts, where) for where, line in numbered]
     if not prompts:
         raise StudioError(f"'{name}' has no prompt. Write one in every line.")
+    for (where, _), prompt in zip(numbered, prompts, strict=True):
+        unknown = [] if known is None else [word for word in _TOKEN.findall(prompt) if word not in known]
+        if unknown:
+            raise StudioError(f"{where}: there is no concept {printable(unknown[0])}. Train it, or take the word out.")
     return prompts
 
 
-def _filled(prompt: str, tokens: Sequence[str], where: str) -> str:
+def filled(prompt: str, concepts: Sequence[Concept], where: str = "The prompt") -> str:
+    """A prompt with its {} filled. StudioError where that doesn't come out even, saying `where`."""
+    tokens = [subject.token for concept in concepts for subject in concept.subjects]
     first, *rest = prompt.split(GAP)
     fillings = list(tokens) * len(rest) if len(tokens) == 1 else list(tokens)
     if not rest:

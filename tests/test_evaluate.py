@@ -18,7 +18,7 @@ from pipelines.__main__ import main
 from pipelines.concept import Concept, Subject, Trained
 from pipelines.errors import StudioError
 from pipelines.evaluate import report
-from pipelines.evaluate.encoders import Clip, DinoClass, unit
+from pipelines.evaluate.encoders import TOYBOX_CLIP, Clip, DinoClass, unit
 from pipelines.evaluate.masked import photos_of
 from pipelines.evaluate.painted import read_shown
 from pipelines.evaluate.prompts import default_prompts, read_prompts, with_subject, without_subject
@@ -193,6 +193,17 @@ def test_a_dino_is_read_by_its_class_token(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(pixels).last_hidden_state[:, 0].numpy()
     np.testing.assert_allclose(found, unit(expected), atol=1e-5)
+    DinoClass(str(tmp_path)).load()
+    with pytest.raises(StudioError, match="can't look at a picture alone"):
+        DinoClass(str(TOYBOX_CLIP)).load()
+    with pytest.raises(StudioError, match="can't be loaded.*of that kind"):  # else its weights would be random
+        Clip(str(tmp_path)).load()
+    Clip().load()
+
+
+def test_one_picture_has_no_interval() -> None:
+    assert str(report.figure([np.array([0.5])])) == "0.5000"
+    assert str(report.figure([np.array([0.25, 0.75])])).startswith("0.5000 [0.")
 
 
 def test_it_paints_measures_and_reports_what_was_asked() -> None:

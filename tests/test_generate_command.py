@@ -19,7 +19,7 @@ from pipelines.errors import StudioError
 from pipelines.files import save_tensors
 from pipelines.library import Library
 from pipelines.pictures import read_picture
-from pipelines.prompts import read_prompts
+from pipelines.prompts import filled, read_prompts
 from pipelines.workspace import Workspace
 from tests.tiny import tiny_folder
 
@@ -124,6 +124,10 @@ def test_a_file_of_prompts_is_filled_line_by_line(tmp_path: Path) -> None:
     file.write_text("\n \n")
     with pytest.raises(StudioError, match="has no prompt"):
         read_prompts(file)
+    file.write_text("a {}\n\na <my-dog> and a <nosuch>\n")
+    with pytest.raises(StudioError, match="prompts.txt, line 3: there is no concept <nosuch>"):
+        read_prompts(file, [cat], {"<my-cat>", "<my-dog>"})
+    assert filled("a {} here", [cat]) == "a <my-cat> here" and filled("plain", []) == "plain"
 
 
 def test_every_prompt_gets_exactly_the_pictures_asked_for(
@@ -155,6 +159,11 @@ def test_every_prompt_gets_exactly_the_pictures_asked_for(
     first, second = (read_picture(file)["attune"] for file in sorted((tmp_path / "named").glob("*.png")))
     assert [one["concepts"][0]["strength"] for one in (first, second)] == [1.0, 0.5]
     assert len(first["concepts"]) == len(second["concepts"]) == 1
+    (tmp_path / "named.txt").write_text("a <my-cat>\n")  # a concept that only the file names, and a gap in a prompt
+    for given in (("--prompt-file", str(tmp_path / "named.txt")), ("a {}", "--concept", "my-cat")):
+        (one,) = answer(capsys, *given, "--base", base, "--steps", "1", "--out", str(tmp_path / given[0][-4:].strip()))
+        recipe = read_picture(one["path"])
+        assert recipe["request"]["prompt"] == "a <my-cat>" and recipe["attune"]["concepts"][0]["name"] == "my-cat"
 
 
 def test_a_configuration_is_painted_with_its_own_defaults_and_again(

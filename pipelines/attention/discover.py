@@ -10,8 +10,9 @@ Method: ConceptExpress (Hao et al. 2024, arXiv 2407.07077, section 3.2), with an
    background.
 4. Kept pieces that touch are joined, closest first, while the divergence of their mean rows is at most `join` x tau.
 
-Departures: on a base whose end token looks at the ground (`ground`) step 3 is turned round; each layer's rows are brought to sum 1 before they are weighted, too; the end token is the first one (SD 1
-pads with it); when no piece passes the filter, nothing is found rather than an error raised.
+Departures: on a base whose end token looks at the ground (`ground`) step 3 is turned round; each layer's rows are
+brought to sum 1 before they are weighted, too; the end token is the first one (SD 1 pads with it); when no piece passes
+the filter, nothing is found rather than an error raised.
 """
 
 from __future__ import annotations

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.commands.arguments import Parser, add_base, add_workspace, command, open_base, open_workspace
+from pipelines.commands.arguments import (
+    Parser,
+    add_base,
+    add_workspace,
+    command,
+    open_base,
+    open_workspace,
+    usable_device,
+)
 from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
 from pipelines.schedulers import SCHEDULERS
@@ -66,7 +74,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         raise StudioError("--pictures are of one --concept and bring their prompts. Leave --prompts out.")
     from pipelines.evaluate.encoders import Clip, DinoClass
     from pipelines.evaluate.report import as_json, as_text, write_report
-    from pipelines.loading import accelerator
+    from pipelines.files import make_folder
     from pipelines.photos import load_photos
 
     concepts = _concepts(options)
@@ -81,8 +89,13 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         )
     notes: list[str] = []
     photos = load_photos(options.data, short_side=model.native_size if model else 0, notes=notes)
-    device = str(model.device) if model else options.device or accelerator()
+    device = str(model.device) if model else usable_device(options)
     looks = Clip(options.clip or "toybox", device), DinoClass(options.dino, device) if options.dino else None
+    for one in looks:
+        if one is not None:
+            one.load()
+    if options.out:
+        make_folder(options.out)  # before anything is painted
     runs = _runs(options, model, concepts, photos, looks, notes)
     for note in notes:
         terminal.say(note)

@@ -94,13 +94,7 @@ def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
     request = _request(options)
     request.check()
     workspace = open_workspace(options)
-    concepts = _concepts(workspace, options.concept, options.prompt or "")
-    prompts = [options.prompt]
-    if options.prompt_file is not None:
-        from pipelines.prompts import read_prompts
-
-        prompts = read_prompts(options.prompt_file, [trained.concept for trained, _ in concepts])
-    prompts = [_counted(options.counted, prompt, concepts) for prompt in prompts]
+    prompts, concepts = _prompts(options, workspace)
     model = open_base(options, terminal, options.base or _base_of(concepts))
     from dataclasses import replace
 
@@ -113,6 +107,21 @@ def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
     words = tuple(options.attention)
     runs = (make_pictures(workspace, model, one, concepts, attention=words, out=options.out) for one in requests)
     _finish(runs, terminal)
+
+
+def _prompts(options: argparse.Namespace, workspace: Workspace) -> tuple[list[str], list[tuple[Trained, float]]]:
+    """What to paint, and with whom: the concepts asked for and those that a prompt names."""
+    from pipelines.library import Library
+    from pipelines.prompts import filled, read_prompts
+
+    chosen = [trained.concept for trained, _ in _concepts(workspace, options.concept)]
+    if options.prompt_file is None:
+        prompts = [filled(options.prompt, chosen)]
+    else:
+        known = {subject.token for concept in [*chosen, *Library(workspace).concepts()] for subject in concept.subjects}
+        prompts = read_prompts(options.prompt_file, chosen, known)
+    concepts = _concepts(workspace, options.concept, " ".join(prompts))
+    return [_counted(options.counted, prompt, concepts) for prompt in prompts], concepts
 
 
 def _counted(word: str | None, prompt: str, concepts: Sequence[tuple[Trained, float]]) -> str:

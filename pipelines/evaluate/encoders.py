@@ -36,6 +36,10 @@ class Clip:
     def __post_init__(self) -> None:
         self.name = "Toybox's CLIP" if self.where == "toybox" else self.where
 
+    def load(self) -> None:
+        """Now rather than with the first picture. StudioError when there is no such model."""
+        _ = self._parts
+
     def pictures(self, pictures: Sequence[Picture]) -> Features:
         """Image embeddings, (pictures, width)."""
         import torch
@@ -86,6 +90,15 @@ class DinoClass:
     def __post_init__(self) -> None:
         self.name = self.where
 
+    def load(self) -> None:
+        """Now rather than with the first picture. StudioError when there is no such model."""
+        try:
+            self.pictures([np.zeros((32, 32, 3), np.uint8)])
+        except (ValueError, TypeError, AttributeError) as error:  # a CLIP, say, which wants a text as well
+            raise StudioError(
+                f"'{self.where}' is no DINO: it can't look at a picture alone. Give facebook/dinov2-base, say."
+            ) from error
+
     def pictures(self, pictures: Sequence[Picture]) -> Features:
         """(pictures, width)."""
         import torch
@@ -118,10 +131,18 @@ def unit(rows: NDArray[Any]) -> Features:
 
 
 def loaded(kind: Any, where: str, **options: Any) -> Any:
-    """`kind.from_pretrained`; StudioError when there is no such model."""
+    """`kind.from_pretrained`; StudioError when there is no such model, or its weights are of another kind."""
+    from transformers import PreTrainedModel
+
     try:
-        return kind.from_pretrained(where, **options)
-    except (OSError, ValueError) as error:
+        if not issubclass(kind, PreTrainedModel):
+            return kind.from_pretrained(where, **options)
+        model, told = kind.from_pretrained(where, output_loading_info=True, **options)
+        if told["missing_keys"]:  # transformers would fill them with random numbers
+            some = ", ".join(sorted(told["missing_keys"])[:3])
+            raise ValueError(f"it has no {some}")
+        return model
+    except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise StudioError(
             f"'{where}' can't be loaded: {reason}. Give a Hub id or a folder with a model of that kind."

@@ -44,7 +44,9 @@ class Figure:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]" if self.count else "-"
+        if self.count < 2:
+            return f"{self.mean:.4f}" if self.count else "-"  # of one picture there is no interval
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Params(TrainParams):
     identity: Literal["full", "lora"] = Field(
         "full", description="What stage 3 trains: every weight, or low-rank changes"
     )
+    lora_lr: float = Field(1e-4, gt=0, le=1, description="Learning rate of stage 3 where it is low-rank")
     rank: int = Field(32, ge=1, le=512, description="Rank of stage 3's low-rank changes")
     embedding_mean: float = Field(0.1, ge=0, le=1e4, description="Weight of the maps' means in stage 1")
     embedding_variance: float = Field(0.0, ge=0, le=1e4, description="Weight of the maps' variances in stage 1")
@@ -193,7 +194,8 @@ class Staged:
     def param_groups(self, stage: Stage) -> list[dict[str, Any]]:
         """What the stage trains. The third also goes on with what the second trained, as released."""
         params = self.params
-        rates = {EMBEDDING: params.embedding_lr, ATTENTION: params.attention_lr, IDENTITY: params.lr}
+        last = params.lora_lr if params.identity == "lora" else params.lr  # a low-rank change needs far more
+        rates = {EMBEDDING: params.embedding_lr, ATTENTION: params.attention_lr, IDENTITY: last}
         return [{"params": self._trained(stage.name), "lr": rates[stage.name]}]
 
     def focus(self, stage: Stage) -> None:
