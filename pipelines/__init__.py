@@ -96,6 +96,10 @@ _WHERE = {
     "chosen": "cutouts",
     "cut_out": "collage",
     "counted_prompt": "mixers",
+    "Report": "evaluate.measure",
+    "Measured": "evaluate.measure",
+    "measure_likeness": "evaluate.measure",
+    "measure_identities": "evaluate.measure",
     "relative_sizes": "mixers",
 }
 

@@ -23,6 +23,7 @@ PASSING = (
     "open",
     "masks",
     "outline",
+    "measure",
 )  # kinds of jobs whose record is of no use after a restart
 EXAMPLE = Path(__file__).parent.parent / "assets" / "example"
 

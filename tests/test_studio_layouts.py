@@ -60,6 +60,7 @@ def controls(**changed: Any) -> dict[str, Any]:
         "placed": [], "negative": "", "steps": 4, "guidance": 7.5, "scheduler": "ddim", "width": 0, "height": 0,
         "apart": "never", "guide": 0.08, "guided_steps": "", "outside": -1e8, "figure": False, "recur": 0,
         "ramp": False, "trim": False, "start": None, "start_photos": [], "start_strength": "",
+        "start_sizes": "", "counted": "",
     }  # fmt: skip
     return plain | {f"strength-{number}": 1.0 for number in range(MOST_CONCEPTS)} | changed
 
@@ -212,11 +213,26 @@ def test_pictures_begin_as_a_collage_of_a_photo_set(studio: Studio, tmp_path: Pa
     drawn = drawing([replace(left_and_right()[0], words="<cat>")])
     placed, _, _ = asked(studio, values | {"layout": drawn, "start_strength": "1.5"})
     assert placed.start is not None and placed.start.in_layout and placed.start.gamma == 1.5
+    sized, _, _ = asked(studio, values | {"start_sizes": "0.5"})
+    assert sized.start is not None and sized.start.sizes == (("<cat>", 0.5),)
     again, _, _ = asked(studio, controls() | filled(studio, {"request": placed.to_json()}))
     assert again == placed
-    for change, words in (({"start_photos": [bare]}, "no masks"), ({"start_strength": "much"}, "'much'")):
+    for change, words in (
+        ({"start_photos": [bare]}, "no masks"),
+        ({"start_strength": "much"}, "'much'"),
+        ({"start_sizes": "1 1"}, "write 1 numbers"),
+    ):
         with pytest.raises(StudioError, match=words):
             asked(studio, values | change)
+
+
+def test_three_concepts_are_counted_where_wished(studio: Studio) -> None:
+    for name in ("one", "two", "three"):
+        studio.library.save(concept(name))
+    prompt = "a <one>, a <two> and a <three>"
+    for word, says in (("", prompt), ("animals", f"3 animals: {prompt}")):
+        request, concepts, _ = asked(studio, controls(prompt=prompt, counted=word))
+        assert request.prompt == says and len(concepts) == 3
 
 
 def concept(name: str) -> Trained:

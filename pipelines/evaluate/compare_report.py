@@ -54,7 +54,7 @@ def as_text(found: Compared) -> list[str]:
     lines = ["| | mean [95 % interval] | n |", "|---|---|---|"]
     lines += [f"| {name} | {one} | {one.count} |" for name, one in rows]
     lines.append(f"| too few / too many | {known['too_few']:.0%} / {known['too_many']:.0%} | {known['n']} |")
-    return [*lines, "", _measured(found)]
+    return [*lines, "", measured(found)]
 
 
 def write_report(folder: Path, found: Compared) -> list[Path]:
@@ -96,7 +96,8 @@ def _color(subject: int) -> str:
     return _COLORS[subject % len(_COLORS)]
 
 
-def _measured(found: Compared) -> str:
+def measured(found: Compared) -> str:
+    """By which formula and by whose eyes."""
     norm = found.results[0].norm
     return f"Score {FORMULAS[norm]} ({norm}), rows by {found.match} matching. Measured with {found.eyes}."
 
@@ -132,19 +133,24 @@ def _page(found: Compared, names: Sequence[str]) -> str:
     worst_last = sorted(range(len(names)), key=lambda number: -found.results[number].score)
     shown = "".join(_figure(found, number, names[number]) for number in worst_last)
     body = (
-        f"<p>{keys}</p><p>{html.escape(_measured(found))}</p>"
+        f"<p>{keys}</p><p>{html.escape(measured(found))}</p>"
         f"<table><tr><th></th><th>mean [95 % interval]</th><th>n</th></tr>{rows}</table>"
         f"<h2>S_GT: the photos with each other</h2>{_matrix(found, found.own)}<h2>Pictures, best first</h2>{shown}"
     )
     return page("Detect-and-Compare", body, _STYLE)
 
 
+def caption(found: Compared, number: int) -> str:
+    """What came of one picture, in words."""
+    result = found.results[number]
+    if result.similar is None:
+        return f"{result.count} found, {result.wanted} wanted: 0"
+    return f"{result.score:.3f}{'' if result.each_its_own else ', mixed up'}"
+
+
 def _figure(found: Compared, number: int, name: str) -> str:
     result, file = found.results[number], html.escape(found.pictures[number].path.name)
-    if result.similar is None:
-        said = f"{result.count} found, {result.wanted} wanted: 0"
-    else:
-        said = f"{result.score:.3f}{'' if result.each_its_own else ', mixed up'}{_matrix(found, result.similar)}"
+    said = caption(found, number) + ("" if result.similar is None else _matrix(found, result.similar))
     return f'<figure><img src="{name}" alt="" loading="lazy"><figcaption>{file}<br>{said}</figcaption></figure>'
 
 

@@ -14,7 +14,7 @@ from studio.parts.chips import chips, chips_markup, split
 from studio.parts.live import generate_markup
 from studio.parts.message import answering, done
 from studio.session import Studio
-from studio.tabs import history
+from studio.tabs import history, measure
 from studio.tabs import layout as layouts
 from studio.tabs.layout import Controls, updates
 from studio.work import start_pictures, waiting
@@ -34,9 +34,10 @@ def build(studio: Studio, page: Page) -> None:
             _drop(studio, controls)
         with gr.Column(scale=7, min_width=330):
             live = gr.HTML(NO_PICTURE, elem_id="generate-live", apply_default_css=False)
-            history.build(
+            looked_at = history.build(
                 studio, page, list(controls.values()), lambda recipe: updates(controls, filled(studio, recipe))
             )
+            measure.build(studio, page, looked_at)
     page.watch(Watch([live], lambda: _live_sign(studio), lambda: [_live(studio)]))
 
     @answering(1)

@@ -41,8 +41,9 @@ class _Details:
     message: gr.HTML
 
 
-def build(studio: Studio, page: Page, outputs: list[Any], fill: Fill) -> None:
-    """`outputs` are the controls of the Generate tab; `fill` turns a recipe into their updates."""
+def build(studio: Studio, page: Page, outputs: list[Any], fill: Fill) -> gr.State:
+    """`outputs` are the controls of the Generate tab; `fill` turns a recipe into their updates. Gives the id of the
+    picture that is looked at."""
     gr.HTML("<h3 class='part'>Pictures so far</h3>")
     details = _details()
     shown = cards("results", "Pictures")
@@ -68,6 +69,7 @@ def build(studio: Studio, page: Page, outputs: list[Any], fill: Fill) -> None:
     )  # fmt: skip
     _wire_use(studio, page, details, outputs, fill)
     _wire_delete(studio, details)
+    return details.chosen
 
 
 def _details() -> _Details:
