@@ -239,7 +239,7 @@ class Extraction:
 
     def _split(self) -> tuple[nn.Parameter, ...]:
         """`split` more tokens for each subject, which training alone needs."""
-        names = [token_names(subject, 1 + self.params.split)[1:] for subject in self._subjects]
+        names = [token_names(subject, 1 + self.params.split, self._subjects)[1:] for subject in self._subjects]
         first = [subject.noun for subject in self._subjects for _ in range(self.params.split)]
         added = self._stack.enter_context(added_tokens(self._model, [n for group in names for n in group], first))
         for subject, group in zip(self._subjects, names, strict=True):

@@ -34,7 +34,7 @@ def learned_tokens(
 
     They start as the noun, or as the word `start`. StudioError when that is no word, or a name is taken.
     """
-    names = [token_names(subject, count) for subject in subjects]
+    names = [token_names(subject, count, subjects) for subject in subjects]
     first = [start or subject.noun for subject in subjects for _ in range(count)]
     with ExitStack() as stack:
         added = stack.enter_context(added_tokens(model, [name for group in names for name in group], first))
@@ -46,11 +46,17 @@ def learned_tokens(
         yield learned
 
 
-def token_names(subject: Subject, count: int) -> list[str]:
+def token_names(subject: Subject, count: int, among: Sequence[Subject] = ()) -> list[str]:
     """What the tokens are called inside: of letters and digits alone, so that looking for the word "cat" doesn't find
-    it in the name of `<my-cat>`."""
-    letters = re.sub(r"[\W_]", "", subject.token)
-    return [f"<{letters}V{number}>" for number in range(count)]
+    it in the name of `<my-cat>`. `among` are all that are learned: `<mycat>` is called otherwise than `<my-cat>`."""
+    letters = _letters(subject)
+    alike = [one.token for one in among if _letters(one) == letters]
+    own = f"{letters}N{alike.index(subject.token)}" if len(alike) > 1 else letters
+    return [f"<{own}V{number}>" for number in range(count)]
+
+
+def _letters(subject: Subject) -> str:
+    return re.sub(r"[\W_]", "", subject.token)
 
 
 class LearnedTokens:

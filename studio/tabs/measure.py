@@ -28,10 +28,10 @@ def build(studio: Studio, page: Page, chosen: gr.State) -> None:
             photo_choices(studio), value=[], multiselect=True, label="Photos of it", elem_id="measure-photos",
             info="For pictures: a set for each concept in them, in their order",
         )  # fmt: skip
-        with gr.Row(elem_classes="fields"):
+        with gr.Row() as painted:
             images = gr.Slider(1, 32, value=2, step=1, label="Pictures of each prompt", elem_id="measure-images")
             masked = gr.Checkbox(label="Without the backgrounds, too", elem_id="measure-masked")
-        with gr.Row(elem_classes="fields"):
+        with gr.Row():
             first = gr.Textbox(
                 label="CLIP, or detector", info="Hub id or folder; empty: Toybox's own", elem_id="measure-first"
             )
@@ -55,10 +55,9 @@ def build(studio: Studio, page: Page, chosen: gr.State) -> None:
     page.watch(Watch([shown, files], lambda: _sign(studio), lambda: _result(studio)))
 
     def switch(what: str) -> list[Any]:
-        alone = what == LIKENESS
-        return [gr.update(visible=alone) for _ in range(3)]
+        return [gr.update(visible=what == LIKENESS) for _ in range(2)]
 
-    what.change(switch, what, [concept, images, masked], queue=False, show_progress="hidden", api_visibility="private")
+    what.change(switch, what, [concept, painted], queue=False, show_progress="hidden", api_visibility="private")
 
     @answering(1)
     def measure(what: str, concept: str, sets: list[str], images: float, masked: bool, *rest: Any) -> tuple[Any, str]:

@@ -15,6 +15,7 @@ from pipelines.concept import Subject
 from pipelines.data import prepare
 from pipelines.errors import StudioError
 from pipelines.events import Finished
+from pipelines.learned_tokens import learned_tokens
 from pipelines.methods import textual_inversion as method
 from pipelines.model import Model
 from pipelines.photos import Photo
@@ -128,3 +129,10 @@ def test_loss_falls_on_one_batch(model: Model) -> None:
             optimizer.step()
             losses.append(float(value.detach()))  # type: ignore[union-attr]
     assert losses[-1] < losses[0]
+
+
+def test_names_that_differ_by_a_hyphen_are_two_tokens(model: Model) -> None:
+    pair = (Subject("<my-cat>", "cat"), Subject("<mycat>", "dog"))
+    with learned_tokens(model, pair) as learned:
+        assert len(learned.tokens) == 2 and len(set(learned.tokens)) == 2
+        assert learned.tensors()["tokens.text_encoder"].shape[0] == 2
