@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -47,17 +48,48 @@ def _gathered(studio: Studio, files: Sequence[Path]) -> list[Config]:
     folder.mkdir(parents=True)
     config = Path(shutil.copyfile(named[0], folder / named[0].name))
     elements: list[Config] = read_config(config)
-    uploaded = {path.name: path for path in files}
-    for name in _needed(elements[0]):
-        source = uploaded.get(PurePosixPath(name.replace("\\", "/")).name)
-        if source is None:
-            raise StudioError(f"{config.name} names '{name[:80]}'. Choose that file together with it.")
+    needed = _needed(elements[0])
+    for name, source in zip(needed, _sources(config.name, needed, files), strict=True):
         target = folder / name
-        if not target.resolve().is_relative_to(root.resolve()):
-            raise StudioError(f"{config.name} names '{name[:80]}', which is far away from it. Give a path beside it.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        try:
+            if not target.resolve().is_relative_to(root.resolve()):
+                raise StudioError(
+                    f"{config.name} names '{name[:80]}', which is far away from it. Give a path beside it."
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        except (OSError, ValueError) as error:
+            raise StudioError(f"{config.name} names '{name[:80]}', which is no usable path. Shorten it.") from error
     return elements
+
+
+def _sources(config: str, needed: Sequence[str], files: Sequence[Path]) -> list[Path]:
+    """The upload of each needed file. Uploads come without their folders, so a file is known by its last name alone."""
+    last = [PurePosixPath(name.replace("\\", "/")).name for name in needed]
+    paths: dict[str, set[PurePosixPath]] = {}
+    for name, base in zip(needed, last, strict=True):
+        paths.setdefault(base, set()).add(PurePosixPath(name.replace("\\", "/")))
+    uploaded = Counter(path.name for path in files)
+    alike = [base for base in paths if len(paths[base]) > 1]
+    twice = [base for base in paths if uploaded[base] > 1 and base not in alike]
+    missing = [f"'{name[:80]}'" for name, base in zip(needed, last, strict=True) if not uploaded[base]]
+    told = []
+    if missing:
+        told.append(f"{config} names {', '.join(missing)}. Choose {'that file' if len(missing) == 1 else 'them'} too, ")
+        told[-1] += "together with the configuration."
+    if alike:
+        both = ", ".join(f"'{path}'"[:80] for base in alike for path in sorted(paths[base]))
+        told.append(
+            f"{config} names files that are called the same in different folders ({both}), and an upload comes without "
+            f"its folders. Rename them, there and in {config}."
+        )
+    if twice:
+        both = ", ".join(f"'{base[:80]}'" for base in twice)
+        told.append(f"{both} was chosen more than once. Choose the one that {config} means, or rename them.")
+    if told:
+        raise StudioError(" ".join(told))
+    by_name = {path.name: path for path in files}
+    return [by_name[base] for base in last]
 
 
 def _needed(config: Config) -> list[str]:

@@ -29,7 +29,7 @@ from pipelines import (
     get_method,
 )
 from studio.asked import MOST_CONCEPTS, asked, filled
-from studio.configs import start_opening
+from studio.configs import _gathered, start_opening
 from studio.kept import Kept
 from studio.layouts import found_layout, layout_of, layout_values, shape
 from studio.parts.painter import Drawn, drawing, regions
@@ -195,6 +195,36 @@ def test_a_configuration_of_cones_opens_with_its_files(tmp_path: Path) -> None:
             start_opening(studio, config(tmp_path, layout=str(tmp_path / "beach.png")))
     finally:
         studio.close()
+
+
+def test_files_of_one_name_are_never_taken_for_each_other(studio: Studio, tmp_path: Path) -> None:
+    """The original trainer calls every subject's file residual.pt, and an upload comes without its folders."""
+    names = {"mug": "./outputs/mug/residual.pt", "dog": "outputs/dog/residual.pt"}
+    subjects = [["mug", 2], ["dog", 5]]
+    files = config(tmp_path, residual_dict=names, subject_list=subjects)
+    for folder in ("1", "2"):
+        (tmp_path / folder).mkdir()
+        torch.save(torch.zeros(1, 32), tmp_path / folder / "residual.pt")
+    uploads = [tmp_path / folder / "residual.pt" for folder in ("1", "2")]
+    for given in (uploads, uploads[:1]):
+        with pytest.raises(
+            StudioError, match="'outputs/dog/residual.pt', 'outputs/mug/residual.pt'.*Rename them"
+        ) as told:
+            start_opening(studio, [*files, *given])
+        assert "Choose" not in str(told.value)
+    with pytest.raises(StudioError, match="names '../layouts/beach.png'.*together.*Rename them"):
+        start_opening(studio, [files[0], *uploads])
+    one = {"mug": "outputs/mug/residual.pt", "dog": "./outputs/mug/residual.pt"}  # the same file, written in two ways
+    files = config(tmp_path, residual_dict=one, subject_list=subjects)
+    with pytest.raises(StudioError, match="'residual.pt' was chosen more than once"):
+        start_opening(studio, [*files, *uploads])
+    assert len(_gathered(studio, [*files, uploads[0]])[0].subjects) == 2
+    with pytest.raises(StudioError, match="beach.png', 'outputs/mug/residual.pt'.*Choose them"):
+        start_opening(studio, files[:1])
+    for path in (f"{'x' * 300}/residual.pt", "a\0b/residual.pt"):
+        files = config(tmp_path, residual_dict={"mug": path}, subject_list=subjects[:1])
+        with pytest.raises(StudioError, match="no usable path"):
+            start_opening(studio, [*files, uploads[0]])
 
 
 def test_pictures_begin_as_a_collage_of_a_photo_set(studio: Studio, tmp_path: Path) -> None:
