@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import StudioError
 from pipelines.events import Event, Note
 from pipelines.files import printable
-from pipelines.formats.cones_config import LARGEST, SIZE, Config, Subject
-from pipelines.layout import Layout, Region, bind, colour_areas
+from pipelines.formats.cones_config import LARGEST, RECUR, SIZE, Config, Subject
+from pipelines.layout import Area, Layout, Region, bind, colour_areas
 from pipelines.placed import Placed
 from pipelines.results import make_pictures
 from pipelines.sheet import write_sheet
@@ -42,7 +42,10 @@ def paint_configs(
     `settings` are fields of the Layout to be replaced. With `out` each paints into its own folder there, called as the
     original calls it, and leaves a sheet of all its pictures.
     """
-    planned = [config_request(model, config, request, settings) for config in configs]
+    from pipelines.attach import attached
+
+    with attached(model, concepts):  # prompts and colours may speak of them
+        planned = [config_request(model, config, request, settings) for config in configs]
     for config, (wanted, notes) in zip(configs, planned, strict=True):
         folder = None if out is None else out / config.folder
         yield _painted(make_pictures(workspace, model, wanted, concepts, attention, folder), notes, folder)
@@ -60,21 +63,63 @@ def config_request(
 ) -> tuple[Request, list[str]]:
     """`request` with the configuration's prompt, layout and residuals, and what the person should know about them.
 
-    Without guided steps there is no layout, and no step is taken again, as in the original. StudioError with file and
-    line for what isn't there or doesn't fit the model.
+    Concepts that the prompt names are attached when this is called. `settings` are fields of the Layout, and count
+    before the file's. StudioError with file and line for what isn't there or doesn't fit the model.
     """
-    request = replace(request, prompt=config.prompt)
-    prompt = model.tokenize(config.prompt)
+    given = dict(settings or {})
+    Layout((Region("-", Area.box((0, 0, 1, 1), (1, 1))),), **given).check()  # not the file's fault
+    try:
+        prompt = model.tokenize(config.prompt)
+    except StudioError as error:
+        raise config.wrong("prompt", str(error)) from error
     placed, notes = place_subjects(model, config, prompt)
-    layout = _layout(config, prompt, settings or {}) if config.guidance_steps and config.guidance_weight else None
-    return replace(request, layout=layout, placed=placed, recur=request.recur if layout else 0), notes
+    steps = given.get("steps", config.guidance_steps)
+    guided = bool(steps and given.get("strength", config.guidance_weight) and config.colours)
+    routed = any(colour.words.strip() in model.placeholders for colour in config.colours)
+    layout = _layout(config, prompt, given) if guided or routed else None
+    again = guided or (layout is None and steps >= request.steps)
+    notes += _unheard(config, given, guided) + _taken_once(config, request, steps, again)
+    return replace(
+        request, prompt=config.prompt, layout=layout, placed=placed, recur=request.recur if again else 0
+    ), notes
+
+
+def _unheard(config: Config, given: Mapping[str, Any], guided: bool) -> list[str]:
+    """A sentence when layout settings were given to a configuration that guides nothing."""
+    if guided or not given or 0 in (given.get("steps"), given.get("strength")):
+        return []
+    off = {
+        "color_context": bool(config.colours),
+        "guidance_steps": given.get("steps", config.guidance_steps),
+        "guidance_weight": given.get("strength", config.guidance_weight),
+    }
+    field = next(field for field, value in off.items() if not value)
+    state = "empty" if field == "color_context" else 0
+    return [
+        f"{printable(config.file.name)}, line {config.lines[field]}: '{field}' is {state}, so attention isn't led to "
+        "regions, and what you said about that has no effect. Give that too."
+    ]
+
+
+def _taken_once(config: Config, request: Request, steps: int, again: bool) -> list[str]:
+    """A sentence when the original, which goes by the number of guided steps alone, would take steps again."""
+    if again or request.recur <= (0 if steps else RECUR):
+        return []
+    where = f"{printable(config.file.name)}, line {config.lines['guidance_steps']}"
+    if not steps:
+        return [f"{where}: no step is guided, so none is taken again."]
+    return [
+        f"{where}: steps are taken again only where attention is led to regions, or all of them; the original would "
+        f"take the first {min(steps, request.steps)} again."
+    ]
 
 
 def place_subjects(model: Model, config: Config, prompt: Tokenized) -> tuple[tuple[Placed, ...], list[str]]:
     """The residuals at their tokens, and a sentence for each that is not on its subject's word."""
     width = model.encode([""]).states.shape[-1]
     read: dict[str, Tensor] = {}
-    placed, notes = [], []
+    placed: list[Placed] = []
+    notes = []
     for subject in config.subjects:
         if subject.name not in read:
             read[subject.name] = _residual(config, subject)
@@ -87,7 +132,11 @@ def place_subjects(model: Model, config: Config, prompt: Tokenized) -> tuple[tup
                 f"have {width}. Name the --base it is for.",
             )
         position = _position(config, subject, prompt, len(rows))
-        notes += _doubt(config, subject, prompt, position)
+        if (subject.name, position) in [(one.name, one.position) for one in placed]:
+            raise _wrong(
+                config, subject.line, f"'{printable(subject.name, 40)}' is on token {position} twice. Leave one out."
+            )
+        notes += _doubt(config, subject, prompt, range(position, position + len(rows)))
         placed.append(Placed.of(subject.name, position, rows))
     return tuple(placed), notes
 
@@ -98,8 +147,12 @@ def _position(config: Config, subject: Subject, prompt: Tokenized, rows: int) ->
 
     if isinstance(subject.at, int):
         if subject.at + rows > len(prompt.ids):
+            changes = f"its file changes {rows} tokens, from token {subject.at} on, and " if rows > 1 else ""
             raise _wrong(
-                config, subject.line, f"there is no token {subject.at}: this base reads {len(prompt.ids)}, from 0 on."
+                config,
+                subject.line,
+                f"there is no token {max(subject.at, len(prompt.ids))}: {changes}this base reads {len(prompt.ids)}, "
+                f"numbered 0 to {len(prompt.ids) - 1}. Give the number of its word.",
             )
         return subject.at
     try:
@@ -116,20 +169,44 @@ def _position(config: Config, subject: Subject, prompt: Tokenized, rows: int) ->
     return tokens[0]
 
 
-def _doubt(config: Config, subject: Subject, prompt: Tokenized, position: int) -> list[str]:
-    """A warning where a token that was given by number is not the subject's word."""
+def _doubt(config: Config, subject: Subject, prompt: Tokenized, tokens: range) -> list[str]:
+    """A warning where tokens that were given by number are not the subject's word, or nobody can tell."""
     if not isinstance(subject.at, int):
         return []
-    named = " ".join(re.sub(r"[\W\d_]+", " ", subject.name).split())
-    own = _everywhere(prompt, [named]) or _everywhere(prompt, [colour.words for colour in config.colours])
-    if position in own or not own:
+    own = _own(config, subject, prompt, tokens[0])
+    off = [at for at in tokens if at not in own]
+    if not off:
         return []
-    hit = f"'{printable(prompt.words[position], 40)}'" if prompt.words[position] else "no word (start, end or padding)"
-    nearest = min(own, key=lambda at: (abs(at - position), at))
+    hits = " and ".join(f"token {at}, which is {_called(prompt, at)}" for at in off[:3]) + " …" * (len(off) > 3)
+    advice = "whether that is its word, the file doesn't say"
+    if tokens[0] in own:
+        advice = f"its file changes {len(tokens)} tokens, from token {tokens[0]} on"
+    elif own:
+        nearest = min(own, key=lambda at: (abs(at - tokens[0]), at))
+        advice = f"'{printable(prompt.words[nearest], 40)}' would be token {nearest}"
     return [
-        f"{printable(config.file.name)}, line {subject.line}: '{printable(subject.name, 40)}' is put on token "
-        f"{position}, which is {hit}; '{printable(prompt.words[nearest], 40)}' would be token {nearest}."
+        f"{printable(config.file.name)}, line {subject.line}: '{printable(subject.name, 40)}' is put on {hits}; "
+        f"{advice}."
     ]
+
+
+def _own(config: Config, subject: Subject, prompt: Tokenized, first: int) -> set[int]:
+    """The positions of a subject's words: of its name ("toy_cat" is "toy cat"), else of the last part of the name that
+    the prompt has ("my-cat"), else of any colour. A colour's words that begin with its own belong to it as well."""
+    parts = re.sub(r"[\W\d_]+", " ", subject.name).split()
+    coloured = [_everywhere(prompt, [colour.words]) for colour in config.colours]
+    for words in (" ".join(parts), *reversed(parts)):
+        if own := _everywhere(prompt, [words]):
+            return own.union(*(one for one in coloured if first in own & one))
+    return set().union(*coloured)
+
+
+def _called(prompt: Tokenized, at: int) -> str:
+    """What stands at a position, for a sentence."""
+    if prompt.words[at]:
+        return f"'{printable(prompt.words[at], 40)}'"
+    end = 1 + max((place for place, word in enumerate(prompt.words) if word), default=0)
+    return "the start token" if at == 0 else "the end token" if at == end else "padding"
 
 
 def _everywhere(prompt: Tokenized, words: Sequence[str]) -> set[int]:
@@ -145,10 +222,8 @@ def _everywhere(prompt: Tokenized, words: Sequence[str]) -> set[int]:
     return found
 
 
-def _layout(config: Config, prompt: Tokenized, settings: Mapping[str, Any]) -> Layout | None:
-    """The regions; None where no colour means anything."""
-    if not config.colours:
-        return None
+def _layout(config: Config, prompt: Tokenized, settings: Mapping[str, Any]) -> Layout:
+    """The regions, with `settings` instead of the file's."""
     image = _image(config)
     regions = []
     for colour in config.colours:
@@ -203,9 +278,12 @@ def _residual(config: Config, subject: Subject) -> Tensor:
 
 def _found(config: Config, name: str, line: int) -> Path:
     """A file of the configuration: beside it, or else where the program runs."""
-    for path in (config.file.parent / name, Path(name)):
-        if path.is_file():
-            return path
+    try:
+        for path in (config.file.parent / name, Path(name)):
+            if path.is_file():
+                return path
+    except (OSError, ValueError) as error:
+        raise _wrong(config, line, f"'{printable(name)}' can't be the path of a file. Shorten it.") from error
     raise _wrong(
         config, line, f"there is no file '{printable(name)}'. Paths count from the configuration's own folder."
     )

@@ -134,6 +134,8 @@ def test_other_files_are_not_taken_for_residuals(tmp_path: Path) -> None:
         (torch.tensor(1.0), "tokens, width"),
         (torch.ones(1, WIDTH, dtype=torch.int64), "int64"),
         (torch.ones(500, WIDTH), "no noun has 500 tokens"),
+        (torch.ones(1, 0), r"\(1, 0\) float32; a residual is"),
+        (torch.ones(0), "tokens, width"),
         (torch.ones(0, WIDTH), "no noun has 0 tokens"),
         ({"a": torch.ones(1, 4), "b": torch.ones(1, 4)}, "2 named tensors"),
     ],
