@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipelines.attach import attached
 from pipelines.commands.terminal import Terminal
 from pipelines.concept import Concept, Subject, Trained
-from pipelines.events import Heatmap, Progress, Snapshot
+from pipelines.events import Heatmap, Note, Progress, Snapshot
 from pipelines.first_pass import compete, split_masks
 from pipelines.generate import generate
 from pipelines.layout import Area, Layout, Region
@@ -317,6 +317,20 @@ def test_overlapping_regions_have_both_and_a_style_acts_everywhere(model: Model,
         output(model, stage, both)
         numbers = stage.router.grid(16, 16, 1).numbers[0]
         assert len(stage.router.variants) == 4 and numbers[0, 0] == 3 and numbers[0, 15] == 2
+
+
+def test_a_region_of_the_noun_says_that_the_concept_acts_everywhere(model: Model, cat: Trained, dog: Trained) -> None:
+    def told(request: Request, *concepts: Trained, strength: float = 1.0) -> list[str]:
+        cast = [(one, strength) for one in concepts]
+        return [event.text for event in generate(model, request, concepts=cast) if isinstance(event, Note)]
+
+    nouns = replace(REQUEST, layout=silent(Region("Cat ", LEFT), Region("<my-dog>", RIGHT)))
+    (note,) = told(nouns, cat, dog)
+    assert note.startswith("<my-cat> acts everywhere") and note.endswith("Name the region <my-cat> to keep it there.")
+    bound = replace(REQUEST, layout=silent(Region("<my-cat>", LEFT), Region("<my-dog>", RIGHT)))
+    assert told(bound, cat, dog) == [] == told(nouns, cat, dog, strength=0.0)
+    alone = replace(nouns, prompt="a <my-cat>", layout=silent(Region("cat", LEFT)))
+    assert told(alone, moved(model, "<my-cat>", "cat")) == [] and len(told(alone, cat)) == 1  # a residual keeps to it
 
 
 def test_strength_zero_is_the_base(model: Model, cat: Trained, dog: Trained) -> None:
