@@ -26,6 +26,7 @@ from pipelines.request import Request
 from pipelines.results import again, make_pictures
 from pipelines.scene import make_scene
 from pipelines.workspace import Workspace
+from tests.test_format_cones import wide_model
 from tests.test_layout import GREEN, RED, WHITE, drawn
 from tests.test_regions import shifted
 from tests.tiny import tiny_model
@@ -330,6 +331,27 @@ def test_every_element_is_painted_into_its_folder_and_again_from_the_picture(
     recipe = again(first / "0002.png")
     list(make_pictures(workspace, model, recipe.request, out=tmp_path / "again"))
     assert (tmp_path / "again" / "0001.png").read_bytes() == (first / "0002.png").read_bytes()
+
+
+def test_a_configuration_is_painted_on_a_model_of_the_published_width(folder: Path, tmp_path: Path) -> None:
+    """States 1024 wide, as in SD 2.1: each residual and the guidance change the picture."""
+    model = wide_model()
+    residuals = {"<dog>": "1.safetensors", "<toy_cat>": "2.safetensors"}
+    for number, path in enumerate(residuals.values()):
+        save_tensors(folder / path, {"residual": torch.full((1, 1024), 0.6 + number)})
+    one = element(residual_dict=residuals, subject_list=[["<dog>", 2], ["<toy_cat>", 6]], guidance_steps=1)
+    other = one | {"subject_list": one["subject_list"][:1]}
+    configs = read_config(written(folder, one, other, one | {"guidance_steps": 0}))
+    request = replace(REQUEST, scheduler="euler")
+    runs = paint_configs(Workspace(tmp_path / "w"), model, configs, request, out=tmp_path / "out")
+    made = [event for run in runs for event in run if isinstance(event, Snapshot)]
+    recipes = [again(str(event.path)).request for event in made]
+    assert [[(one.position, one.width) for one in recipe.placed] for recipe in recipes][0] == [(2, 1024), (6, 1024)]
+    assert [recipe.layout is None for recipe in recipes] == [False, False, True]
+    assert len({event.image.tobytes() for event in made if event.image is not None}) == 3
+    wide = again(str(made[0].path)).request
+    with pytest.raises(StudioError, match="made for text states 1024 wide"):
+        make_scene(tiny_model("sd2v"), replace(wide, width=64, height=64))
 
 
 def test_nothing_is_painted_when_a_later_element_is_wrong(model: Model, folder: Path, tmp_path: Path) -> None:
