@@ -1,13 +1,16 @@
-"""Guidance configurations of Cones 2 and its forks, opened in the page: the file with what it names, as one upload."""
+"""Guidance configurations of Cones 2 and its forks in the page: opened from one upload of the file with what it names,
+and written from a picture, as a zip.
+"""
 
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from pipelines import Config, Event, Finished, Request, StudioError, read_config
+from pipelines import Config, Event, Finished, Request, StudioError, Trained, again, read_config
 from studio.jobs import Job
 from studio.session import Studio
 
@@ -23,10 +26,11 @@ def start_opening(studio: Studio, files: Sequence[Path]) -> Job:
     configs = _gathered(studio, files)
 
     def work() -> Iterator[Event]:
-        from pipelines import config_request
+        from pipelines import attached, config_request
 
         model = yield from studio.base.ready()
-        request, notes = config_request(model, configs[0], Request(configs[0].prompt, **PUBLISHED))
+        with attached(model, _cast(studio, configs[0])):
+            request, notes = config_request(model, configs[0], Request(configs[0].prompt, **PUBLISHED))
         if len(configs) > 1:
             notes.append(f"The file has {len(configs)} pictures; this is the first. The command line paints them all.")
         data = request.to_json()
@@ -36,6 +40,36 @@ def start_opening(studio: Studio, files: Sequence[Path]) -> Job:
         )
 
     return studio.jobs.submit(f"Open {configs[0].file.name}"[:80], work, kind="open", record=False)
+
+
+def export(studio: Studio, picture: Path) -> Job:
+    """Queue the writing of what a picture was painted from; it ends with {"zip": its path, "notes": sentences}.
+
+    StudioError at once for a picture without a recipe; the job fails in words when its concepts are no residuals.
+    """
+    wanted = again(picture)
+
+    def work() -> Iterator[Event]:
+        from pipelines import write_config
+
+        model = yield from studio.base.ready()
+        wanted.check(model)
+        folder = studio.scratch() / f"{picture.stem}-guidance"
+        made = write_config(folder, model, wanted.request, wanted.find_concepts(studio.library))
+        target = folder.with_suffix(".zip")
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in made.files:
+                archive.write(path, path.relative_to(folder.parent))
+        yield Finished({"zip": str(target), "notes": made.notes})
+
+    return studio.jobs.submit(f"Export {picture.stem}"[:80], work, kind="open", record=False)
+
+
+def _cast(studio: Studio, config: Config) -> list[tuple[Trained, float]]:
+    """The concepts of the library that the prompt names."""
+    known = studio.library.concepts() if "<" in config.prompt else []
+    named = [one.name for one in known if any(subject.token in config.prompt for subject in one.subjects)]
+    return [(studio.library.load(name), 1.0) for name in named]
 
 
 def _gathered(studio: Studio, files: Sequence[Path]) -> list[Config]:
