@@ -128,5 +128,7 @@ def _sources(config: str, needed: Sequence[str], files: Sequence[Path]) -> list[
 
 def _needed(config: Config) -> list[str]:
     """The files that painting a configuration reads."""
-    drawing = [config.layout] if config.colours and config.guidance_steps and config.guidance_weight else []
+    bound = any(colour.words.strip().startswith("<") for colour in config.colours)  # concepts keep to it, guided or not
+    drawn = bound or (config.colours and config.guidance_steps and config.guidance_weight)
+    drawing = [config.layout] if drawn else []
     return [*drawing, *dict.fromkeys(config.residuals[subject.name] for subject in config.subjects)]

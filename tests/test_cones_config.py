@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.configs import config_request, paint_configs, place_subjects
+from pipelines.config_subjects import place_subjects
+from pipelines.configs import config_request, paint_configs
 from pipelines.errors import StudioError
 from pipelines.events import Event, Note, Snapshot
 from pipelines.files import save_tensors

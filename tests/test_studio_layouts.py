@@ -202,7 +202,10 @@ def test_a_configuration_of_cones_opens_with_its_files(tmp_path: Path) -> None:
 def test_a_picture_is_exported_and_a_configuration_may_name_a_concept(tmp_path: Path) -> None:
     studio = Studio(Workspace(tmp_path / "w"), str(tiny_folder(tmp_path / "tiny")))
     try:
-        files = config(tmp_path, prompt="a <toby> and a dog", color_context={"255,192,0": ["<toby>", 2.5]})
+        bound = {"prompt": "a <toby> and a dog", "color_context": {"255,192,0": ["<toby>", 2.5]}}
+        with pytest.raises(StudioError, match=r"layouts/beach.png.*together"):  # the concept keeps to it all the same
+            start_opening(studio, config(tmp_path, **bound, guidance_weight=0)[:1])
+        files = config(tmp_path, **bound)
         job = start_opening(studio, files)
         assert job.wait(120) and job.state == "failed" and "guidance.json, line 1: The prompt says <toby>" in job.error
         trained = concept("toby")
