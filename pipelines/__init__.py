@@ -81,6 +81,8 @@ _WHERE = {
     "Config": "formats.cones_config",
     "read_config": "formats.cones_config",
     "config_request": "configs",
+    "write_config": "config_export",
+    "attached": "attach",
     "problems": "preset",
     "Wish": "mask_files",
     "noun_masks": "mask_files",

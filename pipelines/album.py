@@ -91,10 +91,14 @@ class Album:
         if self.id:
             write_json(self.folder / RECORD, self._record)
 
+    def coming(self) -> int:
+        """The number of the next picture, unless another program takes it first."""
+        taken = [int(path.stem) for path in self.folder.glob("*.png") if re.fullmatch(r"[0-9]{4,9}", path.stem)]
+        return max(taken, default=0) + 1
+
     def _next(self) -> Path:
         """The next free number, taken at once, so that two programs never choose the same."""
-        taken = [int(path.stem) for path in self.folder.glob("*.png") if re.fullmatch(r"[0-9]{4,9}", path.stem)]
-        number = max(taken, default=0) + 1
+        number = self.coming()
         while True:
             path = self.folder / f"{number:04d}.png"
             try:

@@ -5,7 +5,8 @@
     <folder>/residuals/*.pt    one bare tensor for each subject, its strength multiplied in
 
 A prompt's `<name>` becomes its noun, for their prompts are of ordinary words, and a subject stands at the number of its
-noun's first token. Seeds, steps, scheduler and the negative prompt have no place in the file.
+noun's first token. Seeds, steps, scheduler, size, the negative prompt, the guidance ramp, trimmed prompts and the start
+noise have no place in the file.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pipelines.text import Tokenized
 
 FILE, LAYOUT, RESIDUALS = "guidance.json", "layout.png", "residuals"
-OFF = {"guidance_steps": 0, "guidance_weight": 0.0, "weight_negative": -1e8, "color_context": {}}  # without a layout
+OFF = {"guidance_weight": 0.0, "weight_negative": -1e8, "color_context": {}}  # without a layout
 _LEVELS = (255, 0, 192, 96, 160, 32, 224)
 
 
@@ -84,6 +85,8 @@ def write_config(
     write_atomic(folder / LAYOUT, drawing)
     write_json(folder / FILE, [content | regions])
     made.files = [folder / FILE, folder / LAYOUT, *(folder / RESIDUALS / path for path in paths.values())]
+    if request.start is not None:
+        made.notes.append("The picture began as a collage; a guidance file can't say so, and begins with plain noise.")
     made.notes += [
         f"'{printable(name)}' changes {len(values)} tokens; the original reads residuals of one token only."
         for name, values in rows.items()
@@ -95,7 +98,7 @@ def write_config(
 def _subjects(request: Request, prompt: Tokenized) -> list[tuple[str, int, Tensor]]:
     """(name, first token, rows at their strength) of every residual in the prompt, in its order.
 
-    One subject that stands there with several strengths gets a name for each.
+    One subject that stands there with several strengths, or twice at a token, gets a name for each.
     """
     import torch
 
@@ -107,13 +110,15 @@ def _subjects(request: Request, prompt: Tokenized) -> list[tuple[str, int, Tenso
     for one in request.placed:
         found.append((one.name, one.position, torch.from_numpy(one.rows) * one.strength))
     named: dict[str, Tensor] = {}
+    taken: set[tuple[str, int]] = set()  # a file names a subject but once at a token
     result = []
     for name, at, rows in found:
         own, number = name, 1
-        while own in named and not torch.equal(named[own], rows):
+        while own in named and ((own, at) in taken or not torch.equal(named[own], rows)):
             number += 1
             own = f"{name}-{number}"
         named[own] = rows
+        taken.add((own, at))
         result.append((own, at, rows))
     return result
 
@@ -123,7 +128,8 @@ def _regions(request: Request, prompt: Tokenized, made: Written) -> tuple[dict[s
     pixels = np.full((*SIZE, 3), 255, np.uint8)
     layout = request.layout
     if layout is None:
-        return dict(OFF), _png(pixels)
+        steps = request.steps if request.recur else 0  # the original goes by their number when it takes steps again
+        return OFF | {"guidance_steps": steps}, _png(pixels)
     colours: dict[str, list[Any]] = {}
     owned = np.zeros(SIZE, np.int64)
     for number, one in enumerate(bind(layout, prompt), start=1):
@@ -141,6 +147,7 @@ def _regions(request: Request, prompt: Tokenized, made: Written) -> tuple[dict[s
     if layout.mode != "strict":
         made.notes.append("Words are forbidden others' regions only: paint the file with --figure to have it so.")
     steps = request.steps if layout.steps is None else layout.steps
+    steps = steps if layout.strength else 0  # or else the original would take them again
     return {
         "color_context": colours,
         "guidance_steps": steps,

@@ -46,7 +46,7 @@ class Heatmap:
 class Snapshot:
     """Something worth keeping: a finished picture, a training sample, a checkpoint."""
 
-    kind: str  # "picture" | "sample" | "checkpoint"
+    kind: str  # "picture" | "regions" | "sample" | "checkpoint" ...
     image: Picture | None = None
     path: str | None = None
     info: dict[str, Any] = field(default_factory=dict)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.attach import attached
+from pipelines.files import printable
 from pipelines.layout import Area, Layout, bind, contested, labels
 from pipelines.routed import Router, routed
 from pipelines.variants import Made, Variant, difference, layers_of, variant, worn
@@ -38,6 +39,7 @@ class Stage:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.everywhere: list[str] = []  # sentences about concepts that don't keep to a region of their noun
         self.searching = False  # whether regions have to be found by a first pass
         self.own: Mapping[int, frozenset[str]] = {}
 
@@ -47,7 +49,8 @@ class Stage:
 
     def notes(self, scene: Scene) -> list[str]:
         """What the person should know about the layout."""
-        return [] if scene.request.layout is None else contested(scene.request.layout, scene.prompt)
+        shared = [] if scene.request.layout is None else contested(scene.request.layout, scene.prompt)
+        return [*self.everywhere, *shared]
 
     def probes(self, scene: Scene) -> list[Probe]:
         """What leads attention to the layout's regions. StudioError for words that aren't in the prompt."""
@@ -115,17 +118,22 @@ def staged(model: Model, request: Request, concepts: Cast = ()) -> Iterator[Stag
     """
     bound = _bound(request, concepts)
     with ExitStack() as stack:
+        everywhere = _everywhere(model, request, concepts, bound)
         plan = _plan(model, request, concepts, bound) if bound else None
         if concepts:
             stack.enter_context(attached(model, concepts))
         if plan is None:
-            yield Stage(model)
+            stage = Stage(model)
+            stage.everywhere = everywhere
+            yield stage
             return
         base, router, own, drawn = plan
         on = difference(base)
         stack.enter_context(wearing(model, base, on, router.variants[0]))
         stack.enter_context(routed(model, base, on, router))
-        yield RoutedStage(model, base, router, own, drawn)
+        routing = RoutedStage(model, base, router, own, drawn)
+        routing.everywhere = everywhere
+        yield routing
 
 
 @contextmanager
@@ -163,6 +171,23 @@ def _bound(request: Request, concepts: Cast) -> dict[int, Area | None]:
         elif request.apart is not False and strength and any(token in request.prompt for token in tokens):
             found[place] = None
     return {} if request.layout is None and request.apart is None and len(found) < 2 else found
+
+
+def _everywhere(model: Model, request: Request, concepts: Cast, bound: Mapping[int, Area | None]) -> list[str]:
+    """A sentence for each concept whose noun has a region that its weights don't keep to."""
+    if request.layout is None:
+        return []
+    named = {" ".join(region.words.casefold().split()): region.words for region in request.layout.regions}
+    notes = []
+    for place, (trained, strength) in enumerate(concepts):
+        for subject in trained.concept.subjects if strength and place not in bound else ():
+            words = named.get(" ".join(subject.noun.casefold().split()))
+            if words and variant(model, layers_of(model), [(trained, strength)]):
+                notes.append(
+                    f"{subject.token} acts everywhere: the region is of '{printable(words, 40)}', not of the concept. "
+                    f"Name the region {subject.token} to keep it there."
+                )
+    return notes
 
 
 def joined(areas: Sequence[Area]) -> Area:

@@ -17,6 +17,7 @@ from pipelines.recipe import Again, again, for_picture, write_recipe
 if TYPE_CHECKING:
     from pipelines.attention.store import AttentionStore
     from pipelines.concept import Trained
+    from pipelines.found_regions import FoundRegions
     from pipelines.model import Model
     from pipelines.request import Request
     from pipelines.workspace import Workspace
@@ -36,10 +37,13 @@ def make_pictures(
 
     The folder is a new one in the workspace's results, or `out`, where numbering goes on after what is there. Yields
     what `generate` yields, each Snapshot with the `path` of its file and the folder's "result" id in its info, a
-    Heatmap per picture and word, and Finished with the list of infos. Closing keeps what is done. The cut-outs of a
-    start noise are kept in the workspace, and found there when the request is from a recipe. StudioError for what the
-    model can't do, a word that isn't in the prompt, a concept for another base, or a full disk.
+    Heatmap per picture and word, and Finished with the list of infos. Regions that a first pass finds are saved before
+    their picture is begun, told as a Snapshot("regions") and named in the picture's info. Closing keeps what is done.
+    The cut-outs of a start noise are kept in the workspace, and found there when the request is from a recipe.
+    StudioError for what the model can't do, a word that isn't in the prompt, a concept for another base, or a full
+    disk.
     """
+    from pipelines.found_regions import FoundRegions
     from pipelines.generate import paint, sized
     from pipelines.regions import staged
 
@@ -53,7 +57,7 @@ def make_pictures(
         words = _positions(model, request.prompt, attention)
         recipe = write_recipe(model, request, concepts, attention)
         album = stack.enter_context(open_album(workspace, recipe, out))
-        run = _Run(request, album, recipe)
+        run = _Run(request, album, recipe, FoundRegions(album, request, len(stage.own)))
         for first in range(0, len(request.seeds), request.batch):
             part = replace(request, seeds=request.seeds[first : first + request.batch])
             if request.keep and not set(request.keep) & set(part.seeds):
@@ -87,8 +91,8 @@ def _store(words: Mapping[str, list[int]]) -> AttentionStore | None:
 class _Run:
     """Turns the events of one batch into those of the whole request, and saves what they bring."""
 
-    def __init__(self, request: Request, album: Album, recipe: dict[str, Any]) -> None:
-        self.request, self.album, self.recipe = request, album, recipe
+    def __init__(self, request: Request, album: Album, recipe: dict[str, Any], regions: FoundRegions) -> None:
+        self.request, self.album, self.recipe, self.regions = request, album, recipe, regions
         self.infos: list[dict[str, Any]] = []
         self._said: set[str] = set()
         self._started = time.monotonic()
@@ -102,6 +106,9 @@ class _Run:
             yield from self._once(event)
         elif isinstance(event, Heatmap):  # a region that was found
             yield event
+            if saved := self.regions.take(event, first):
+                index, path = saved
+                yield Snapshot("regions", path=str(path), info={"index": index, "step": 0})  # before any step
         elif isinstance(event, Snapshot):
             yield from self._keep(event, first, store)
 
@@ -124,6 +131,8 @@ class _Run:
         assert event.image is not None
         path = self.album.add(event.image, for_picture(self.recipe, self.request, index))
         info = event.info | {"index": index, "path": str(path)} | ({"result": self.album.id} if self.album.id else {})
+        if index in self.regions.files:
+            info["regions"] = str(self.regions.files[index])
         heats = {} if store is None else {word: store.maps(word)[row] for word in store.tokens}
         if store is not None:
             if len(self.infos) == 0:  # the same for every batch, but for the numbers in a last, smaller one

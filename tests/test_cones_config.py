@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.configs import config_request, paint_configs, place_subjects
+from pipelines.config_subjects import place_subjects
+from pipelines.configs import config_request, paint_configs
 from pipelines.errors import StudioError
 from pipelines.events import Event, Note, Snapshot
 from pipelines.files import save_tensors
@@ -21,11 +22,14 @@ from pipelines.formats.json_lines import read_located
 from pipelines.intake import load_tensors
 from pipelines.layout import bind
 from pipelines.model import Model
+from pipelines.regions import RoutedStage, staged
 from pipelines.request import Request
 from pipelines.results import again, make_pictures
 from pipelines.scene import make_scene
 from pipelines.workspace import Workspace
+from tests.test_format_cones import wide_model
 from tests.test_layout import GREEN, RED, WHITE, drawn
+from tests.test_regions import shifted
 from tests.tiny import tiny_model
 
 BLUE = (0, 0, 255)
@@ -90,7 +94,9 @@ def test_it_is_read_as_it_stands(model: Model, folder: Path) -> None:
 
 
 def test_the_residual_changes_its_row_of_the_prompt_alone(model: Model, folder: Path) -> None:
-    request, _ = planned(model, folder, subject_list=[["<dog>", 2], ["<dog>", 2], ["<toy_cat>", 6]])
+    files = {"<dog>": "dog.safetensors", "<twin>": "dog.safetensors", "<toy_cat>": "cat.safetensors"}
+    subjects = [["<dog>", 2], ["<twin>", 2], ["<toy_cat>", 6]]
+    request, _ = planned(model, folder, residual_dict=files, subject_list=subjects)
     whole = replace(request, width=64, height=64)
     placed, plain = (make_scene(model, one).text.states for one in (whole, replace(whole, placed=())))
     moved = load_tensors(folder / "dog.safetensors")[0]["residual"][0]
@@ -105,7 +111,7 @@ def test_a_token_that_is_not_on_its_word_is_honoured_with_a_warning(model: Model
     assert [one.position for one in request.placed] == [2, 4, 76]
     assert len(notes) == 2
     assert "guidance.json, line" in notes[0] and "token 4, which is 'a'; 'toy' would be token 5" in notes[0]
-    assert "token 76, which is no word" in notes[1] and "'dog' would be token 9" in notes[1]
+    assert "token 76, which is padding" in notes[1] and "'dog' would be token 9" in notes[1]
 
 
 def test_the_forks_mistaken_configuration_is_painted_with_a_word_about_each_mistake(model: Model, folder: Path) -> None:
@@ -122,6 +128,35 @@ def test_the_forks_mistaken_configuration_is_painted_with_a_word_about_each_mist
     assert tokens == {"dog,": (2, 3), "toy cat": (5, 6), "dog": (9,)}  # the original forbids token 2 everywhere
 
 
+@pytest.mark.parametrize(
+    "name, at, rows, says",
+    [
+        ("goku", 60, 1, "'goku' is put on token 60, which is padding; whether that is its word, the file doesn't say."),
+        ("goku", 1, 1, "token 1, which is 'a'; whether"),
+        ("goku", 0, 1, "token 0, which is the start token"),
+        ("goku", 5, 1, "token 5, which is the end token"),
+        ("cat", 5, 1, "token 5, which is the end token; 'cat' would be token 2."),
+        ("my-cat", 2, 2, "token 3, which is 'and'; its file changes 2 tokens, from token 2 on."),
+        ("cat2", 3, 6, "token 3, which is 'and' and token 4, which is 'dog' and token 5, which is the end token …;"),
+        ("cat2", 2, 1, ""),
+        ("my-cat", 2, 1, ""),
+    ],
+)
+def test_every_token_that_is_not_its_word_is_told(
+    model: Model, folder: Path, name: str, at: int, rows: int, says: str
+) -> None:
+    save_tensors(folder / "rows.safetensors", {"residual": torch.ones(rows, WIDTH)})
+    subject = {"residual_dict": {name: "rows.safetensors"}, "subject_list": [[name, at]]}
+    _, notes = planned(model, folder, prompt="a cat and dog", color_context={}, **subject)
+    assert [says in note for note in notes] == [True] * bool(says)
+
+
+def test_words_of_a_colour_tell_where_a_subject_ends(model: Model, folder: Path) -> None:
+    save_tensors(folder / "rows.safetensors", {"residual": torch.ones(2, WIDTH)})
+    subject = {"residual_dict": {"toy": "rows.safetensors"}, "subject_list": [["toy", 5]]}
+    assert planned(model, folder, **subject)[1] == []
+
+
 def test_a_subject_may_name_its_word_and_occurrence(model: Model, folder: Path) -> None:
     request, notes = planned(model, folder, subject_list=[["<dog>", "dog"], ["<dog6>", "dog", 1], ["<toy_cat>", "cat"]])
     assert [one.position for one in request.placed] == [2, 9, 6] and notes == []
@@ -130,6 +165,48 @@ def test_a_subject_may_name_its_word_and_occurrence(model: Model, folder: Path) 
 def test_without_guided_steps_the_layout_is_not_needed(model: Model, folder: Path) -> None:
     request, _ = planned(model, folder, guidance_steps=0, layout="gone.png")
     assert request.layout is None and request.recur == 0 and len(request.placed) == 3
+
+
+def test_steps_are_taken_again_as_the_original_does_by_their_number_alone(model: Model, folder: Path) -> None:
+    for change in ({"guidance_weight": 0}, {"color_context": {}}):
+        request, notes = planned(model, folder, **change, layout="gone.png")
+        assert request.layout is None and request.recur == 1 and notes == []
+    request, notes = planned(model, folder, guidance_weight=0, guidance_steps=1)
+    assert request.recur == 0 and "would take the first 1 again" in notes[0] and len(notes) == 1
+    (config,) = read_config(written(folder, element(guidance_steps=0)))
+    request, notes = config_request(model, config, replace(REQUEST, recur=2))
+    assert request.recur == 0 and notes == ["guidance.json, line 23: no step is guided, so none is taken again."]
+
+
+def test_what_is_said_about_the_layout_counts_before_the_file(model: Model, folder: Path) -> None:
+    (config,) = read_config(written(folder, element(guidance_steps=0)))
+    request, notes = config_request(model, config, REQUEST, {"steps": 1, "strength": 0.2})
+    assert request.layout is not None and (request.layout.steps, request.layout.strength) == (1, 0.2)
+    assert request.recur == 1 and notes == []
+    request, notes = config_request(model, config, REQUEST, {"strength": 0.2, "mode": "figure"})
+    assert request.layout is None and "line 23: 'guidance_steps' is 0" in notes[0] and "no effect" in notes[0]
+    assert config_request(model, config, REQUEST, {"steps": 0})[1] == []  # that is what was asked for
+    (config,) = read_config(written(folder, element(color_context={})))
+    assert "'color_context' is empty" in config_request(model, config, REQUEST, {"steps": 3})[1][0]
+    with pytest.raises(StudioError, match="^The layout can't guide -1 steps"):
+        config_request(model, config, REQUEST, {"steps": -1})
+
+
+def test_a_concept_of_the_prompt_can_be_named_and_kept_to_its_colour(model: Model, folder: Path) -> None:
+    trained = shifted(model, "<sv-cat>", "cat", 1)
+    changes = {"color_context": {"255,0,0": ["<sv-cat>", 2.5], "0,255,0": ["dog", 2.5]}, "guidance_weight": 0}
+    subjects = [["<dog>", "dog"]]
+    one = element(prompt="a <sv-cat> and a dog", subject_list=subjects, **changes)
+    configs = read_config(written(folder, one))
+    out = folder / "out"
+    for run in paint_configs(Workspace(folder / "w"), model, configs, REQUEST, [(trained, 1.0)], out=out):
+        list(run)
+    (made,) = out.rglob("0001.png")
+    request = again(made).request
+    assert request.prompt == "a <sv-cat> and a dog" and request.placed[0].position == 6  # "a sks cat and a dog"
+    assert request.layout is not None and request.layout.regions[0].words == "<sv-cat>" and request.recur == 0
+    with staged(model, request, [(trained, 1.0)]) as stage:
+        assert isinstance(stage, RoutedStage)
 
 
 def test_whole_numbers_are_weights_too(model: Model, folder: Path) -> None:
@@ -166,6 +243,20 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"residual_dict": {"<dog>": "wide.safetensors"}, "subject_list": [["<dog>", 2]]},
         "7 wide, those of this",
     ),
+    ({"subject_list": [["<dog>", 2], ["<toy_cat>", 6], ["<dog>", 2]]}, "line 36: ['<dog>', 2] is there twice"),
+    ({"subject_list": [["<dog>", 2], ["<dog>", "dog"]]}, "'<dog>' is on token 2 twice"),
+    (
+        {"residual_dict": {"<dog>": "two.safetensors"}, "subject_list": [["<dog>", 76]]},
+        "no token 77: its file changes 2 tokens, from token 76 on, and this base reads 77, numbered 0 to 76",
+    ),
+    ({"residual_dict": {"<dog>": f"{'x' * 300}.pt"}, "subject_list": [["<dog>", 2]]}, "can't be the path of a file"),
+    ({"layout": "x" * 300}, "can't be the path of a file"),
+    ({"prompt": "a \ud800 cat"}, "line 3: the text has characters that are not Unicode"),
+    ({"prompt": "a <sv-cat>"}, "line 3: The prompt says <sv-cat>, but no such concept"),
+    ({"color_context": {"255,0,0": ["dog", 10**400]}}, "line 12: a number of 401 digits"),
+    ({"color_context": {"255,0,0": ["dog", 10**350]}}, "the colour 255,0,0 needs its words and their weight"),
+    ({"color_context": {f"{'9' * 5000},0,0": ["dog", 2.5]}}, "is no colour"),
+    ({"guidance_steps": 10**350}, "so many steps can't be guided"),
     ({"layout": "gone.png"}, "there is no file 'gone.png'"),
     ({"layout": "cat.pt"}, "no readable picture"),
     ({"color_context": {"9,9,9": ["dog", 2.5]}}, "no pixel of the colour 9,9,9"),
@@ -179,6 +270,7 @@ def test_what_is_wrong_is_said_with_file_and_line(
     model: Model, folder: Path, change: dict[str, Any], says: str
 ) -> None:
     save_tensors(folder / "wide.safetensors", {"residual": torch.zeros(1, 7)})
+    save_tensors(folder / "two.safetensors", {"residual": torch.zeros(2, WIDTH)})
     with pytest.raises(StudioError) as error:
         planned(model, folder, **change)
     assert says in str(error.value) and str(error.value).startswith("guidance.json, line ")
@@ -194,6 +286,9 @@ def test_what_is_wrong_is_said_with_file_and_line(
         ("[" * 100_000, "nested too deeply"),
         ("[3]", "a list of objects"),
         ("[]", "a list of objects"),
+        ('[\n{"a":\n' + "9" * 5000 + "}]", "line 3: a number of 5000 digits"),
+        ('[\n{"a":\n' + "-9." + "9" * 5000 + "}]", "line 3: a number of 5003 digits"),
+        ('[\n{"\\udc80": 1}]', "line 2: the text has characters that are not Unicode"),
     ],
 )
 def test_text_that_is_no_configuration(tmp_path: Path, text: str, says: str) -> None:
@@ -237,6 +332,27 @@ def test_every_element_is_painted_into_its_folder_and_again_from_the_picture(
     recipe = again(first / "0002.png")
     list(make_pictures(workspace, model, recipe.request, out=tmp_path / "again"))
     assert (tmp_path / "again" / "0001.png").read_bytes() == (first / "0002.png").read_bytes()
+
+
+def test_a_configuration_is_painted_on_a_model_of_the_published_width(folder: Path, tmp_path: Path) -> None:
+    """States 1024 wide, as in SD 2.1: each residual and the guidance change the picture."""
+    model = wide_model()
+    residuals = {"<dog>": "1.safetensors", "<toy_cat>": "2.safetensors"}
+    for number, path in enumerate(residuals.values()):
+        save_tensors(folder / path, {"residual": torch.full((1, 1024), 0.6 + number)})
+    one = element(residual_dict=residuals, subject_list=[["<dog>", 2], ["<toy_cat>", 6]], guidance_steps=1)
+    other = one | {"subject_list": one["subject_list"][:1]}
+    configs = read_config(written(folder, one, other, one | {"guidance_steps": 0}))
+    request = replace(REQUEST, scheduler="euler")
+    runs = paint_configs(Workspace(tmp_path / "w"), model, configs, request, out=tmp_path / "out")
+    made = [event for run in runs for event in run if isinstance(event, Snapshot)]
+    recipes = [again(str(event.path)).request for event in made]
+    assert [[(one.position, one.width) for one in recipe.placed] for recipe in recipes][0] == [(2, 1024), (6, 1024)]
+    assert [recipe.layout is None for recipe in recipes] == [False, False, True]
+    assert len({event.image.tobytes() for event in made if event.image is not None}) == 3
+    wide = again(str(made[0].path)).request
+    with pytest.raises(StudioError, match="made for text states 1024 wide"):
+        make_scene(tiny_model("sd2v"), replace(wide, width=64, height=64))
 
 
 def test_nothing_is_painted_when_a_later_element_is_wrong(model: Model, folder: Path, tmp_path: Path) -> None:

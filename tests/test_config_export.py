@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines.layout import Area, Layout, Region, bind
 from pipelines.library import Library
 from pipelines.methods import residual
 from pipelines.model import Model
+from pipelines.pictures import read_picture
 from pipelines.request import Request
 from pipelines.results import make_pictures
 from pipelines.scene import make_scene
@@ -132,6 +134,22 @@ def test_a_subject_twice_is_named_twice_and_found_rows_travel(model: Model, pair
     assert torch.equal(*states)
 
 
+def test_rows_twice_at_one_token_are_two_subjects(model: Model, tmp_path: Path) -> None:
+    from pipelines.placed import Placed
+
+    one = Placed.of("cat", 2, torch.ones(1, 48))
+    made = write_config(tmp_path / "x", model, replace(REQUEST, prompt="a cat", placed=(one, one)))
+    assert len(made.files) == 4
+    assert [placed.position for placed in read_again(model, tmp_path / "x", REQUEST).placed] == [2, 2]
+
+
+def test_a_start_noise_is_told(model: Model, tmp_path: Path) -> None:
+    from pipelines.cutouts import StartNoise
+
+    made = write_config(tmp_path / "x", model, replace(REQUEST, prompt="a cat", start=StartNoise(())))
+    assert len(made.notes) == 1 and "plain noise" in made.notes[0]
+
+
 def test_what_a_drawing_cannot_hold_is_told(model: Model, tmp_path: Path) -> None:
     wide = concept(model, "robot", "robot car", 0, count=2)
     request = laid_out(
@@ -196,15 +214,27 @@ def test_by_command_from_a_picture_and_painted_again(
     from pipelines.model import load_model
 
     Library(Workspace(tmp_path / "home")).save(concept(load_model(base, device="cpu"), "my-cat", "cat", 0))
-    paint = ["generate", "a <my-cat> on sand", "--concept", "my-cat:0.7", "--region", "<my-cat>=0,0,0.5,1"]
-    common = ["--seed", "5", "--steps", "2", "--base", base, "--device", "cpu"]
-    answer(*paint, *common, "--out", str(tmp_path / "first"))
-    (first,) = (tmp_path / "first").glob("*.png")
-    found = answer("guidance", str(first), "--base", base, "--device", "cpu", "--out", str(tmp_path / "file"))
-    assert found["notes"] == [] and found["files"][0] == str(tmp_path / "file" / "guidance.json")
-    configured = ["generate", "--config", found["files"][0], *common, "--count", "1", "--scheduler", "ddim"]
-    answer(*configured, "--recur", "0", "--out", str(tmp_path / "second"))
-    (second,) = (path for path in (tmp_path / "second").rglob("*.png") if path.name != "all_images.png")
-    assert np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(second)))
-    assert main(["guidance", str(tmp_path / "file" / "layout.png"), "--out", "x", "--json"]) == 2
+    paint = ["generate", "a <my-cat> on sand", "--concept", "my-cat:0.7", "--seed", "5", "--steps", "2"]
+    paint += ["--base", base, "--device", "cpu", "--ramp", "--trim", "--recur", "1", "--negative", "a dog"]
+    region = ["--region", "<my-cat>=0,0,0.5,1", "--region", "sand=0.5,0,1,1", "--guided-steps", "1"]
+    shapes = {"plain": [], "drawn": [*region, "--figure", "--width", "96", "--height", "64", "--guidance", "7.1234567"]}
+    shapes["silent"] = ["--region", "<my-cat>=0,0,0.5,1", "--guide", "0"]
+    for name, more in shapes.items():
+        answer(*paint, *more, "--out", str(tmp_path / name))
+        (first,) = (tmp_path / name).glob("*.png")
+        found = answer(
+            "guidance", str(first), "--base", base, "--device", "cpu", "--out", str(tmp_path / name / "file")
+        )
+        assert found["files"][0] == str(tmp_path / name / "file" / "guidance.json")
+        assert len(found["notes"]) == (name == "drawn")  # how regions are meant
+        answer(*shlex.split(found["command"]), "--device", "cpu", "--out", str(tmp_path / name / "again"))
+        (second,) = (tmp_path / name / "again").rglob("0*.png")
+        one, other = (np.asarray(Image.open(path), np.int16) for path in (first, second))
+        assert np.abs(one - other).mean() < (0.5 if name == "drawn" else 1e-9), name  # a drawing has a grid of its own
+        layouts = [read_picture(path)["request"].get("layout") or {} for path in (first, second)]
+        assert name != "drawn" or [one["mode"] for one in layouts] == ["figure"] * 2
+        requests = [read_picture(path)["request"] for path in (first, second)]
+        same = ("seeds", "steps", "ramp", "trim", "guidance", "negative", "scheduler", "width", "height")
+        assert [requests[0][key] for key in same] == [requests[1][key] for key in same]
+    assert main(["guidance", str(tmp_path / "plain" / "file" / "layout.png"), "--out", "x", "--json"]) == 2
     assert "carries no recipe" in json.loads(capsys.readouterr().out)["error"]

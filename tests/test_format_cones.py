@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipelines.concept import Concept, Subject, Trained
@@ -30,7 +31,7 @@ def released(path: Path, rows: int = 1, norm: float = 22.6) -> torch.Tensor:
 
 
 def wide_model() -> Model:
-    """SD 2.1's text width on a tiny model: 1024, with random weights."""
+    """SD 2.1's text width on a tiny model: 1024 in text encoder and UNet, with random weights."""
     model = tiny_model("sd2v")
     tokenizer = model.tokenizers[0]
     with torch.random.fork_rng(devices=[]):
@@ -42,10 +43,13 @@ def wide_model() -> Model:
                 intermediate_size=64,
                 num_hidden_layers=1,
                 num_attention_heads=16,
+                bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )
         )
+        unet = UNet2DConditionModel(**{**model.unet.config, "cross_attention_dim": WIDTH})
     model.text_encoders = (encoder.requires_grad_(False).eval(),)
+    model.unet = unet.requires_grad_(False).eval()
     return model
 
 
@@ -134,6 +138,8 @@ def test_other_files_are_not_taken_for_residuals(tmp_path: Path) -> None:
         (torch.tensor(1.0), "tokens, width"),
         (torch.ones(1, WIDTH, dtype=torch.int64), "int64"),
         (torch.ones(500, WIDTH), "no noun has 500 tokens"),
+        (torch.ones(1, 0), r"\(1, 0\) float32; a residual is"),
+        (torch.ones(0), "tokens, width"),
         (torch.ones(0, WIDTH), "no noun has 0 tokens"),
         ({"a": torch.ones(1, 4), "b": torch.ones(1, 4)}, "2 named tensors"),
     ],

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.attach import attached
+from pipelines.commands.terminal import Terminal
 from pipelines.concept import Concept, Subject, Trained
-from pipelines.events import Heatmap, Progress, Snapshot
+from pipelines.events import Heatmap, Note, Progress, Snapshot
 from pipelines.first_pass import compete, split_masks
 from pipelines.generate import generate
 from pipelines.layout import Area, Layout, Region
 from pipelines.library import Library
 from pipelines.methods import dreambooth, residual, svdiff, textual_inversion
 from pipelines.model import Model
+from pipelines.photos import load_photos
+from pipelines.pictures import read_picture
 from pipelines.regions import RoutedStage, staged
 from pipelines.request import Request
 from pipelines.results import again, list_results, make_pictures
@@ -313,6 +319,20 @@ def test_overlapping_regions_have_both_and_a_style_acts_everywhere(model: Model,
         assert len(stage.router.variants) == 4 and numbers[0, 0] == 3 and numbers[0, 15] == 2
 
 
+def test_a_region_of_the_noun_says_that_the_concept_acts_everywhere(model: Model, cat: Trained, dog: Trained) -> None:
+    def told(request: Request, *concepts: Trained, strength: float = 1.0) -> list[str]:
+        cast = [(one, strength) for one in concepts]
+        return [event.text for event in generate(model, request, concepts=cast) if isinstance(event, Note)]
+
+    nouns = replace(REQUEST, layout=silent(Region("Cat ", LEFT), Region("<my-dog>", RIGHT)))
+    (note,) = told(nouns, cat, dog)
+    assert note.startswith("<my-cat> acts everywhere") and note.endswith("Name the region <my-cat> to keep it there.")
+    bound = replace(REQUEST, layout=silent(Region("<my-cat>", LEFT), Region("<my-dog>", RIGHT)))
+    assert told(bound, cat, dog) == [] == told(nouns, cat, dog, strength=0.0)
+    alone = replace(nouns, prompt="a <my-cat>", layout=silent(Region("cat", LEFT)))
+    assert told(alone, moved(model, "<my-cat>", "cat")) == [] and len(told(alone, cat)) == 1  # a residual keeps to it
+
+
 def test_strength_zero_is_the_base(model: Model, cat: Trained, dog: Trained) -> None:
     request = replace(REQUEST, layout=silent(Region("<my-cat>", LEFT), Region("<my-dog>", RIGHT)))
     cast = [(cat, 0.0), (dog, 0.0)]
@@ -378,6 +398,37 @@ def test_regions_are_found_by_a_first_pass_and_shown_before_the_second(
     assert all(event.stage == "regions" for event in events[:first] if isinstance(event, Progress))
     made = [event.image for event in events if isinstance(event, Snapshot)]
     assert not np.array_equal(made[0], pictures(model, replace(request, apart=False), cat, dog)[0])
+
+
+def test_found_regions_are_saved_before_their_picture_is_painted(
+    model: Model, cat: Trained, dog: Trained, tmp_path: Path
+) -> None:
+    """Beside the pictures, and read as one by nobody."""
+    out = tmp_path / "out"
+    request = replace(REQUEST, apart=True, seeds=(3, 4, 5), batch=2, keep=(4, 5))
+    cast = [(cat, 1.0), (dog, 1.0)]
+    for numbers in (("0001", "0002"), ("0003", "0004")):
+        events = list(make_pictures(Workspace(tmp_path / "w"), model, request, cast, ["<my-cat>"], out))
+        kept = [event for event in events if isinstance(event, Snapshot)]
+        said = [(event.kind, event.path) for event in kept]
+        shown = [str(out / "regions" / f"{number}.png") for number in numbers]
+        painted = [str(out / f"{number}.png") for number in numbers]
+        assert said == [("regions", shown[0]), ("picture", painted[0]), ("regions", shown[1]), ("picture", painted[1])]
+        assert [event.info["regions"] for event in kept if event.kind == "picture"] == shown
+        last = [event for event in events[: events.index(kept[0])] if isinstance(event, Progress)][-1]
+        assert last.stage == "regions"
+    with Image.open(shown[0]) as sheet:
+        assert sheet.size == (2 * 64 + 4, 64 + 16) and read_picture(shown[0])["attune"] is None
+    assert len(load_photos(out)) == 4 and [result.pictures for result in list_results(Workspace(tmp_path / "w"))] == []
+    list(make_pictures(Workspace(tmp_path / "w"), model, request, cast))
+    (result,) = list_results(Workspace(tmp_path / "w"))
+    assert len(result.paths) == 2 and (result.folder / "regions" / "0001.png").is_file()
+
+
+def test_the_terminal_prints_regions_but_counts_them_as_no_result() -> None:
+    terminal = Terminal(err=io.StringIO())
+    terminal.show(Snapshot("regions", path="out/regions/0001.png"))
+    assert terminal.err.getvalue() == "regions: out/regions/0001.png\n" and terminal.kept == []  # type: ignore[attr-defined]
 
 
 def test_two_concepts_that_change_weights_are_kept_apart_unless_said_otherwise(

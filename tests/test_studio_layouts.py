@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,10 @@ from pipelines import (
     Trained,
     Workspace,
     get_method,
+    make_pictures,
 )
 from studio.asked import MOST_CONCEPTS, asked, filled
-from studio.configs import start_opening
+from studio.configs import _gathered, export, start_opening
 from studio.kept import Kept
 from studio.layouts import found_layout, layout_of, layout_values, shape
 from studio.parts.painter import Drawn, drawing, regions
@@ -196,6 +198,72 @@ def test_a_configuration_of_cones_opens_with_its_files(tmp_path: Path) -> None:
             start_opening(studio, config(tmp_path, layout=str(tmp_path / "beach.png")))
     finally:
         studio.close()
+
+
+def test_a_picture_is_exported_and_a_configuration_may_name_a_concept(tmp_path: Path) -> None:
+    studio = Studio(Workspace(tmp_path / "w"), str(tiny_folder(tmp_path / "tiny")))
+    try:
+        bound = {"prompt": "a <toby> and a dog", "color_context": {"255,192,0": ["<toby>", 2.5]}}
+        with pytest.raises(StudioError, match=r"layouts/beach.png.*together"):  # the concept keeps to it all the same
+            start_opening(studio, config(tmp_path, **bound, guidance_weight=0)[:1])
+        files = config(tmp_path, **bound)
+        job = start_opening(studio, files)
+        assert job.wait(120) and job.state == "failed" and "guidance.json, line 1: The prompt says <toby>" in job.error
+        trained = concept("toby")
+        base = studio.base.identity()
+        studio.library.save(replace(trained, concept=replace(trained.concept, base_model=base)))
+        opened = start_opening(studio, files)
+        assert opened.wait(120) and opened.state == "done", opened.error
+        request, cast, _ = asked(studio, controls(steps=1) | filled(studio, studio.view(opened).result))
+        assert [name for name, _ in cast] == ["toby"] and request.layout is not None
+        painted = replace(request, steps=1, recur=0)
+        loaded = [(studio.library.load(name), strength) for name, strength in cast]
+        list(make_pictures(studio.workspace, studio.base.model, painted, loaded, out=tmp_path / "out"))
+        job = export(studio, tmp_path / "out" / "0001.png")
+        assert job.wait(120) and job.state == "done", job.error
+        result = studio.view(job).result
+        with zipfile.ZipFile(result["zip"]) as archive:
+            names = sorted(Path(name).name for name in archive.namelist())
+            archive.extractall(tmp_path / "back")
+        assert names == ["guidance.json", "layout.png", "toby.pt"] and result["notes"] == []
+        back = [path for path in (tmp_path / "back").rglob("*") if path.is_file()]
+        again = start_opening(studio, back)
+        assert again.wait(120) and again.state == "done", again.error
+        assert studio.view(again).result["request"]["placed"][0]["at"] == 2
+        with pytest.raises(StudioError, match="carries no recipe"):
+            export(studio, tmp_path / "beach.png")
+    finally:
+        studio.close()
+
+
+def test_files_of_one_name_are_never_taken_for_each_other(studio: Studio, tmp_path: Path) -> None:
+    """The original trainer calls every subject's file residual.pt, and an upload comes without its folders."""
+    names = {"mug": "./outputs/mug/residual.pt", "dog": "outputs/dog/residual.pt"}
+    subjects = [["mug", 2], ["dog", 5]]
+    files = config(tmp_path, residual_dict=names, subject_list=subjects)
+    for folder in ("1", "2"):
+        (tmp_path / folder).mkdir()
+        torch.save(torch.zeros(1, 32), tmp_path / folder / "residual.pt")
+    uploads = [tmp_path / folder / "residual.pt" for folder in ("1", "2")]
+    for given in (uploads, uploads[:1]):
+        with pytest.raises(
+            StudioError, match="'outputs/dog/residual.pt', 'outputs/mug/residual.pt'.*Rename them"
+        ) as told:
+            start_opening(studio, [*files, *given])
+        assert "Choose" not in str(told.value)
+    with pytest.raises(StudioError, match="names '../layouts/beach.png'.*together.*Rename them"):
+        start_opening(studio, [files[0], *uploads])
+    one = {"mug": "outputs/mug/residual.pt", "dog": "./outputs/mug/residual.pt"}  # the same file, written in two ways
+    files = config(tmp_path, residual_dict=one, subject_list=subjects)
+    with pytest.raises(StudioError, match="'residual.pt' was chosen more than once"):
+        start_opening(studio, [*files, *uploads])
+    assert len(_gathered(studio, [*files, uploads[0]])[0].subjects) == 2
+    with pytest.raises(StudioError, match="beach.png', 'outputs/mug/residual.pt'.*Choose them"):
+        start_opening(studio, files[:1])
+    for path in (f"{'x' * 300}/residual.pt", "a\0b/residual.pt"):
+        files = config(tmp_path, residual_dict={"mug": path}, subject_list=subjects[:1])
+        with pytest.raises(StudioError, match="no usable path"):
+            start_opening(studio, [*files, uploads[0]])
 
 
 def test_pictures_begin_as_a_collage_of_a_photo_set(studio: Studio, tmp_path: Path) -> None:

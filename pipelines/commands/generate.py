@@ -90,7 +90,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
 def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
     check_start(options)
     if not options.prompt and options.prompt_file is None:
-        raise StudioError('There is no prompt. Write one in quotes, as in: generate "a photo of a cat in the snow".')
+        raise StudioError('There is no prompt. Write one, as in: generate "a red cat", or name a --config FILE.json.')
     request = _request(options)
     request.check()
     workspace = open_workspace(options)

@@ -6,10 +6,14 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.commands.arguments import Parser, add_base, add_workspace, command, open_base, open_workspace
 from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
+
+if TYPE_CHECKING:
+    from pipelines.request import Request
 
 EXAMPLE = """example:
   python -m pipelines generate "<my-cat> beside <my-dog>" --concept my-cat --concept my-dog \\
@@ -43,13 +47,21 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     model = open_base(options, terminal, where)
     wanted.check(model)
     made = write_config(options.out, model, wanted.request, concepts)
-    request = wanted.request
-    paint = ["generate", "--config", str(made.files[0]), "--base", where, "--seed", str(request.seeds[0])]
-    paint += ["--count", str(len(request.seeds)), "--steps", str(request.steps), "--scheduler", request.scheduler]
-    paint += ["--guidance", f"{request.scale:g}", "--recur", str(request.recur)]
-    paint += ["--negative", request.negative] if request.negative is not None else []
+    paint = shlex.join(["generate", "--config", str(made.files[0]), "--base", where, *_settings(wanted.request)])
     terminal.result(
-        {"files": [str(path) for path in made.files], "notes": made.notes},
+        {"files": [str(path) for path in made.files], "notes": made.notes, "command": paint},
         *made.notes,
-        f"{made.files[0]} is written. Paint it: python -m pipelines {shlex.join(paint)}",
+        f"{made.files[0]} is written. Paint it: python -m pipelines {paint}",
     )
+
+
+def _settings(request: Request) -> list[str]:
+    """What of a request the file can't say, as arguments of `generate`."""
+    layout = request.layout
+    again = request.recur if layout is None or layout.guides(0) else 0
+    said = ["--seed", str(request.seeds[0]), "--count", str(len(request.seeds)), "--steps", str(request.steps)]
+    said += ["--scheduler", request.scheduler, "--guidance", repr(float(request.scale)), "--recur", str(again)]
+    said += ["--width", str(request.width), "--height", str(request.height), "--batch", str(request.batch)]
+    said += ["--negative", request.negative] if request.negative is not None else []
+    said += ["--figure"] if layout is not None and layout.mode == "figure" else []
+    return said + [f"--{name}" for name in ("ramp", "trim") if getattr(request, name)]

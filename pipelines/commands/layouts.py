@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipelines.layout import Area, Layout, Region
 
 CANVAS = (512, 512)  # what boxes are drawn on, stretched over the picture
-_NUMBER = r"\s*[0-9]*\.?[0-9]+\s*"
+_NUMBER = r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*"
 
 
 def add_layout(parser: Parser) -> None:
@@ -86,14 +86,14 @@ def _parted(text: str) -> tuple[str, int | None, str]:
 def _area(where: str, drawing: Path | None, text: str) -> Area:
     from pipelines.layout import Area, colour_areas
 
-    colour = _colour(where)
+    colour = _colour(where, text)
     if colour is not None:
         if drawing is None:
             raise StudioError(f"'{printable(text)}' names a colour. Say of which drawing: --layout IMAGE.")
         return colour_areas(_opened(drawing), [colour])[colour]
     if re.fullmatch(",".join([_NUMBER] * 4), where, re.ASCII):
         corners = [float(number) for number in where.split(",")]
-        if max(corners) > 1:
+        if not 0 <= min(corners) <= max(corners) <= 1:
             raise StudioError(f"The box of '{printable(text)}' is not in the picture. Its sides go from 0 to 1.")
         left, top, right, bottom = corners
         if round(left * CANVAS[1]) >= round(right * CANVAS[1]) or round(top * CANVAS[0]) >= round(bottom * CANVAS[0]):
@@ -107,12 +107,14 @@ def _area(where: str, drawing: Path | None, text: str) -> Area:
     return Area.of(np.asarray(_opened(Path(where)).convert("L")) > 127)
 
 
-def _colour(where: str) -> tuple[int, int, int] | None:
+def _colour(where: str, text: str) -> tuple[int, int, int] | None:
     if re.fullmatch(r"#[0-9a-fA-F]{6}", where):
         return int(where[1:3], 16), int(where[3:5], 16), int(where[5:7], 16)
-    numbers = where.split(",")
-    if len(numbers) != 3 or not all(re.fullmatch(r"\s*[0-9]{1,3}\s*", number, re.ASCII) for number in numbers):
+    numbers = [number.strip() for number in where.split(",")]
+    if len(numbers) != 3 or not all(re.fullmatch(_NUMBER, number, re.ASCII) for number in numbers):
         return None
+    if not all(number.isdecimal() and len(number) <= 3 and int(number) <= 255 for number in numbers):
+        raise StudioError(f"'{printable(text)}' names no colour. Write red, green and blue, 0 to 255, as in 255,192,0.")
     red, green, blue = (int(number) for number in numbers)
     return red, green, blue
 

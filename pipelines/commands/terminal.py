@@ -83,7 +83,8 @@ class Terminal:
         elif isinstance(event, Note):
             self.say(event.text)
         elif isinstance(event, Snapshot) and event.path:
-            self.kept.append(event.path)
+            if event.kind != "regions":  # shown before a picture is painted, but no picture
+                self.kept.append(event.path)
             self.say(f"{event.kind}: {event.path}")
 
     def _progress(self, event: Progress) -> None:

@@ -59,7 +59,7 @@ def as_rows(rows: Tensor | dict[str, Tensor], what: str) -> Tensor:
         raise StudioError(
             f"{what} holds {len(rows)} named tensors; a residual is one bare tensor. Choose another file."
         )
-    if rows.ndim not in (1, 2) or not rows.is_floating_point():
+    if rows.ndim not in (1, 2) or rows.shape[-1] == 0 or not rows.is_floating_point():
         raise StudioError(f"{what} holds {_shape(rows)}; a residual is (tokens, width) numbers. Choose another file.")
     rows = rows.reshape(-1, rows.shape[-1]).float().contiguous()
     if not 0 < len(rows) <= _MOST_TOKENS:

@@ -9,12 +9,16 @@
 Every element of the list is painted (there, the first), paths count from the file's own folder, then from where the
 program runs (there, only that). A subject may also say its word, or a word and which occurrence of it (0 = the first):
 ["<cat2>", "cat"], ["<cat2>", "cat", 1]; a colour may do the same: ["cat", 2.5, 1]. A given token number is taken as it
-is, with a warning where it is not on the subject's word. The layout is only read when steps are guided.
+is, with a warning where it is not on the subject's word. Words may also be a concept's <token>, which then acts in that
+colour alone. The layout is only read when it is needed: when steps are guided, or for such a concept.
+
+The original takes its guided steps twice by their number alone, also with a weight of 0. So it is here when these are
+all steps; when they are fewer and nothing is guided, no step is taken again, and the person is told. Departure: the
+same subject twice at the same token is refused; there, it acts twice as strongly.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +33,7 @@ SIZE = (768, 768)  # layouts are stretched to it, as the original does
 STEPS, GUIDANCE, SCHEDULER, COUNT, RECUR = 50, 7.5, "euler", 4, 1  # what it is painted with there
 _LIMIT = 4_000_000  # bytes of a configuration
 LARGEST = 64_000_000  # pixels of a layout
+_MOST = 10**9  # of steps, and as a number of a token or an occurrence
 _FIELDS = {
     "prompt": str,
     "residual_dict": dict,
@@ -135,9 +140,12 @@ class _Element:
         for name, file in self.data["residual_dict"].items():
             if not isinstance(file, str):
                 raise self.wrong(f"the file of '{printable(name)}' is no text.", "residual_dict", name)
-        if self.data["guidance_steps"] < 0 or self.data["guidance_weight"] < 0:
-            field = "guidance_steps" if self.data["guidance_steps"] < 0 else "guidance_weight"
-            raise self.wrong(f"'{field}' is less than 0. Give 0 (off) or more.", field)
+        for field in ("guidance_steps", "guidance_weight"):
+            if self.data[field] < 0:
+                raise self.wrong(f"'{field}' is less than 0. Give 0 (off) or more.", field)
+        if self.data["guidance_steps"] > _MOST:
+            raise self.wrong("so many steps can't be guided. Give the number of all steps, or less.", "guidance_steps")
+        self._check_subjects(self.data["subject_list"])
         return Config(
             self.file,
             self.data["prompt"],
@@ -151,9 +159,17 @@ class _Element:
             {field: self.line(field) for field in _FIELDS},
         )
 
+    def _check_subjects(self, subjects: list[Any]) -> None:
+        """The same subject at the same place is a slip of the pen: it would act twice as strongly."""
+        seen: set[str] = set()
+        for place, one in enumerate(map(repr, subjects)):
+            if one in seen:
+                raise self.wrong(f"{printable(one, 60)} is there twice. Leave one out.", "subject_list", place)
+            seen.add(one)
+
     def _colour(self, key: str, value: Any) -> Colour:
         numbers = re.findall(r"\d+", key) if re.fullmatch(r"\s*\d+\s*,\s*\d+\s*,\s*\d+\s*", key, re.ASCII) else []
-        if len(numbers) != 3 or any(int(number) > 255 for number in numbers):
+        if len(numbers) != 3 or any(len(number) > 9 or int(number) > 255 for number in numbers):
             raise self.wrong(
                 f"'{printable(key, 40)}' is no colour. Write red, green and blue, 0 to 255, as in \"255,192,0\".",
                 "color_context",
@@ -191,11 +207,11 @@ _KINDS: dict[type, str] = {str: "text", dict: "object", list: "list", int: "whol
 
 
 def _is_whole(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= _MOST
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 1e30
+    return type(value) in (int, float) and abs(value) <= 1e30  # a whole number may be too large for a float
 
 
 def plain_name(name: str) -> str:

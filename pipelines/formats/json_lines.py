@@ -10,15 +10,17 @@ from pipelines.errors import StudioError
 
 Path = tuple[str | int, ...]
 _SPACE = " \t\n\r"
+_DIGITS = 400  # of a number; Python itself refuses whole ones of more than 4300, and beyond 308 they fit no float
 
 
 def read_located(text: str, name: str) -> tuple[Any, dict[Path, int]]:
     """The data, and the line of every value by its path of keys and indices; of a key twice in one object, the second.
 
-    StudioError with file and line for what isn't JSON, is nested beyond reason, or has a key twice.
+    StudioError with file and line for what isn't JSON, is nested beyond reason, has a key twice, a number too long to
+    be one, or text that isn't Unicode.
     """
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise StudioError(f"{name}, line {error.lineno}: this is no JSON ({error.msg}). Put it right there.") from error
     except RecursionError as error:
@@ -34,7 +36,7 @@ class _Walk:
     def __init__(self, text: str, name: str, lines: dict[Path, int]) -> None:
         self.text, self.name, self.lines = text, name, lines
         self._counted, self._line = 0, 1
-        self._scalar = JSONDecoder()
+        self._scalar = JSONDecoder(parse_int=_whole)
 
     def value(self, at: int, path: Path) -> int:
         """Note the value that starts at or after `at`; the position after it."""
@@ -44,13 +46,26 @@ class _Walk:
             return self._object(at + 1, path)
         if self.text[at] == "[":
             return self._array(at + 1, path)
-        return self._scalar.raw_decode(self.text, at)[1]
+        return self._read(at)[1]
+
+    def _read(self, at: int) -> tuple[Any, int]:
+        """The text, number or word at a position, and the position after it."""
+        found, end = self._scalar.raw_decode(self.text, at)
+        if isinstance(found, float) and end - at > _DIGITS:
+            raise StudioError(
+                f"{self.name}, line {self._at(at)}: a number of {end - at} digits can't be meant. Write a shorter one."
+            )
+        if isinstance(found, str) and any(0xD800 <= ord(letter) < 0xE000 for letter in found):
+            raise StudioError(
+                f"{self.name}, line {self._at(at)}: the text has characters that are not Unicode. Type it again."
+            )
+        return found, end
 
     def _object(self, at: int, path: Path) -> int:
         at, keys = self._skip(at), set()
         while self.text[at] != "}":
             at = self._skip(at + (self.text[at] == ","))
-            key, after = self._scalar.raw_decode(self.text, at)
+            key, after = self._read(at)
             if key in keys:
                 raise StudioError(f"{self.name}, line {self._at(at)}: '{key}' is there twice. Leave one out.")
             keys.add(key)
@@ -75,3 +90,8 @@ class _Walk:
         self._line += self.text.count("\n", self._counted, at)
         self._counted = max(self._counted, at)
         return self._line
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number; one too long to be read exactly becomes a float, and its place is told where lines are known."""
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
