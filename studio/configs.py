@@ -60,6 +60,8 @@ def export(studio: Studio, picture: Path) -> Job:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in made.files:
                 archive.write(path, path.relative_to(folder.parent))
+            if made.notes:  # what the other form can't say
+                archive.writestr(f"{folder.name}/NOTES.txt", "\n".join(made.notes) + "\n")
         yield Finished({"zip": str(target), "notes": made.notes})
 
     return studio.jobs.submit(f"Export {picture.stem}"[:80], work, kind="open", record=False)

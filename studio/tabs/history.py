@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from pipelines import delete_result, zip_results
+from pipelines import StudioError, delete_result, zip_results
+from studio.configs import export
 from studio.page import Page, Watch
 from studio.parts.cards import cards, cards_markup, picked
 from studio.parts.download import download
@@ -19,6 +21,7 @@ from studio.session import Studio
 
 EMPTY = "No pictures yet."
 AT_ONCE = 24
+PATIENCE = 600  # seconds that a page waits for a configuration
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 Fill = Callable[[dict[str, Any]], list[Any]]  # recipe -> updates of the controls
 
@@ -34,6 +37,7 @@ class _Details:
     attention: gr.Button
     settings: gr.Button
     zip: gr.Button
+    guidance: gr.Button
     delete: gr.Button
     sure: gr.Row
     really: gr.Button
@@ -86,12 +90,13 @@ def _details() -> _Details:
             attention = gr.Button("See its attention", size="sm", elem_id="result-attention", min_width=120)
             settings = gr.Button("Use these settings", size="sm", elem_id="result-settings", min_width=120)
             zip = gr.Button("Download all as zip", size="sm", elem_id="result-zip", min_width=120)
+            guidance = gr.Button("As a Cones 2 configuration", size="sm", elem_id="result-guidance", min_width=120)
             delete = gr.Button("Delete", size="sm", variant="stop", elem_id="result-delete", min_width=80)
         with gr.Row(visible=False, elem_classes="actions") as sure:
             really = gr.Button("Delete it for good", size="sm", variant="stop", elem_id="result-really", min_width=120)
             keep = gr.Button("Keep it", size="sm", min_width=80)
     message = gr.HTML("", elem_id="result-message")
-    return _Details(chosen, box, image, facts, attention, settings, zip, delete, sure, really, keep, message)
+    return _Details(chosen, box, image, facts, attention, settings, zip, guidance, delete, sure, really, keep, message)
 
 
 def _wire_use(studio: Studio, page: Page, details: _Details, outputs: list[Any], fill: Fill) -> None:
@@ -106,7 +111,16 @@ def _wire_use(studio: Studio, page: Page, details: _Details, outputs: list[Any],
         return str(zip_results(studio.workspace, [result.id], studio.scratch() / f"{result.id}.zip"))
 
     details.settings.click(use, details.chosen, [*outputs, details.message], **QUIET)
+
+    def configured(chosen: str) -> str:
+        job = export(studio, demand(studio.workspace, chosen).path)
+        job.wait(PATIENCE)
+        if job.state != "done":
+            raise StudioError(job.error or "The configuration was not written. Try again.")
+        return studio.shown(Path(studio.view(job).result["zip"]))
+
     download(details.zip, "result-download", pack, [details.chosen], details.message)
+    download(details.guidance, "result-configuration", configured, [details.chosen], details.message)
     details.attention.click(
         lambda chosen: (chosen, gr.update(selected="attention")), details.chosen, [page.result, *page.tabs],
         queue=False, **QUIET,
