@@ -71,6 +71,9 @@ def test_a_layout_is_painted_kept_and_comes_back(site: Site, browser: Browser) -
     page.click("#painter [data-part=clear]")
     expect(page.locator("#painter .region")).to_have_count(0)
     page.click("#results .card >> nth=0")
+    with page.expect_download() as configured:
+        page.click("#result-guidance")
+    assert configured.value.suggested_filename == "0001-guidance.zip"
     page.click("#result-settings")
     expect(page.locator("#painter canvas")).to_have_attribute("data-drawn", before)
     page.fill("#prompt textarea", "a red cat")

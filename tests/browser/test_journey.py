@@ -144,6 +144,9 @@ def test_pictures_live_on_and_go(furnished: Site, browser: Browser, tmp_path: Pa
     with page.expect_download() as zipped:
         page.click("#result-zip")
     assert zipped.value.suggested_filename.endswith(".zip")
+    page.click("#measure button >> nth=0")
+    page.click("#measure-button")
+    expect(page.locator("#measure-message")).to_contain_text("Choose the concept to measure")
 
     picture = next(furnished.workspace.glob("results/*/0001.png"))
     page.fill("#prompt textarea", "something else")
