@@ -157,11 +157,23 @@ def start_pictures(studio: Studio, request: Any, concepts: list[tuple[str, float
     return studio.jobs.submit(f"Paint “{request.prompt[:70]}”", work, kind="generate")
 
 
-def start_masks(studio: Studio, photos: str, nouns: Sequence[str], names: Sequence[str], overwrite: bool) -> Job:
+def start_masks(
+    studio: Studio,
+    photos: str,
+    nouns: Sequence[str],
+    names: Sequence[str],
+    overwrite: bool,
+    detector: str = "",
+    segmenter: str = "",
+) -> Job:
     """Queue the finding of masks by attention for a photo set; without nouns, of everything that stands out.
 
-    A mask that a person made is kept unless `overwrite`. StudioError for words that can't be looked for.
+    With a `detector` ("toybox", or an OWLv2 by Hub id or folder) its boxes are cut out by Segment Anything, from the
+    checkpoint `segmenter`, "" = Toybox's own. A mask that a person made is kept unless `overwrite`. StudioError for
+    words that can't be looked for.
     """
+    if detector and not nouns:
+        raise StudioError("A detector looks for words. Say what the photos show.")
     wish = Wish(
         folder=studio.datasets.folder(photos),
         nouns=tuple(nouns),
@@ -171,6 +183,14 @@ def start_masks(studio: Studio, photos: str, nouns: Sequence[str], names: Sequen
     )
     wish.check()
 
+    def detected() -> Iterator[Event]:
+        from pipelines import Finder, load_segmenter, segmented_masks
+        from pipelines import detector as find
+
+        device = "cpu" if studio.base.model is None else str(studio.base.model.device)
+        finder = Finder(find(detector, device=device))
+        yield from segmented_masks(load_segmenter(segmenter, device), wish, finder=finder)
+
     def work() -> Iterator[Event]:
         from pipelines import discovered_masks, noun_masks
 
@@ -178,7 +198,7 @@ def start_masks(studio: Studio, photos: str, nouns: Sequence[str], names: Sequen
         yield from (noun_masks if wish.nouns else discovered_masks)(model, wish)
 
     title = f"Find {' and '.join(nouns)} in the photos" if nouns else "Find things in the photos"
-    return studio.jobs.submit(title[:80], work, kind="masks", record=False)
+    return studio.jobs.submit(title[:80], detected if detector else work, kind="masks", record=False)
 
 
 def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str) -> Job:
