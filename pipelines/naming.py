@@ -7,9 +7,22 @@ import re
 from collections.abc import Sequence
 
 from pipelines.concept import Concept, Subject
-from pipelines.files import name_key
+from pipelines.errors import StudioError
+from pipelines.files import clean_name, name_key
+from pipelines.tokens import check_token
 
 _LONGEST = 90  # characters of a name before its number
+
+
+def named_subjects(nouns: Sequence[str], names: Sequence[str]) -> tuple[Subject, ...]:
+    """What is to be learned, "cat" as <my-cat>. StudioError when a name is no word, is there twice, or has no noun."""
+    if not names or len(nouns) != len(names):
+        raise StudioError(f"There are {len(names)} names for {len(nouns)} nouns. Give each subject one of both.")
+    if len({name_key(name) for name in names}) < len(names):
+        raise StudioError(f"Two subjects can't share a name ({', '.join(names)}). Choose another for one of them.")
+    return tuple(
+        Subject(check_token(f"<{name}>"), clean_name(noun, "noun")) for noun, name in zip(nouns, names, strict=True)
+    )
 
 
 def unique(concept: Concept, others: Sequence[Concept]) -> Concept:

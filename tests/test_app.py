@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.error import HTTPError
@@ -27,12 +28,15 @@ from studio.parts.live import train_markup
 from studio.parts.message import answering, problem
 from studio.parts.pictures import data_uri, thumbnail
 from studio.parts.plot import loss_plot
+from studio.parts.runs import runs_markup
 from studio.parts.scrubber import payload
 from studio.render import View, fold
 from studio.serve import Address, credentials, free_port, launch_options
 from studio.session import Studio
+from studio.tabs.train import _live
 from studio.work import Training, start_change_of_base, start_training, start_warming
 from tests.browser.server import HOST, running
+from tests.concepts import trained
 from tests.tiny import tiny_folder, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -278,6 +282,20 @@ def test_a_training_is_refused_before_it_is_queued(tmp_path: Path) -> None:
         studio.close()
 
 
+def test_a_run_that_is_over_says_how_its_concept_is_written(tmp_path: Path) -> None:
+    """Which needn't be the word that was asked for; also when it was stopped, where nothing more can be noted."""
+    studio = Studio(Workspace(tmp_path / "w"))
+    try:
+        studio.library.save(trained("both", "<my-cat>"))
+        job = studio.jobs.submit("Train my-cat", lambda: [Progress("x", 1, 2)], kind="train")
+        assert job.wait(30) and "is in the library" not in _live(studio)
+        one = trained("my-cat")
+        studio.library.save(replace(one, concept=replace(one.concept, recipe={"run": job.id, "steps_done": 1})))
+        assert "my-cat is in the library. Write &lt;my-cat-2&gt; in a prompt." in _live(studio)
+    finally:
+        studio.close()
+
+
 def test_a_failed_job_says_why_in_its_panel(tmp_path: Path) -> None:
     runner = JobRunner(Workspace(tmp_path / "w"))
 
@@ -288,5 +306,6 @@ def test_a_failed_job_says_why_in_its_panel(tmp_path: Path) -> None:
         job = runner.submit("Train x", fail, kind="train")
         assert job.wait(30)
         assert "Do &lt;this&gt;." in train_markup(job, View())
+        assert runs_markup([replace(job.record, meta={"name": "x"})]).count("Do &lt;this&gt;.") == 1
     finally:
         runner.close()

@@ -137,6 +137,10 @@ def test_several_things_of_a_form() -> None:
         things.complete([first, second | {"name": ""}])
     with pytest.raises(StudioError, match="What is it"):
         things.complete([first | {"noun": ""}])
+    with pytest.raises(StudioError, match="'<my cat!>' can't name a concept"):
+        things.complete([first | {"name": "my cat!"}])
+    with pytest.raises(StudioError, match="can't share a name"):
+        things.complete([first, second | {"name": "My-Cat"}])
 
 
 def test_two_things_train_in_one_run(studio: Studio, tmp_path: Path) -> None:

@@ -85,7 +85,10 @@ def _wire_example(studio: Studio, button: gr.Button, said: gr.HTML) -> None:
     @answering(0)
     def train_example() -> tuple[str]:
         about = example_about(studio)
-        taken = {concept.name for concept in studio.library.concepts()}
+        known = studio.library.concepts()
+        taken = {each.name for each in known} | {
+            subject.token.strip("<>") for each in known for subject in each.subjects
+        }
         names = [about["name"], *(f"{about['name']}-{number}" for number in range(2, 1000))]
         params = load_preset(about["method"], None, "toybox")
         params = read(type(params), params.model_dump() | about["settings"])

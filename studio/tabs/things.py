@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import StudioError
+from pipelines import StudioError, named_subjects
 from studio.page import Page, Watch
 from studio.session import Studio
 from studio.tabs import photos
@@ -133,7 +133,7 @@ def read(given: Sequence[Any]) -> list[dict[str, str]]:
 
 
 def complete(things: Sequence[dict[str, str]]) -> None:
-    """StudioError when one of the things has no noun or no name."""
+    """StudioError when one of the things has no noun or no name, or a name that can't be written in a prompt."""
     for number, one in enumerate(things, start=1):
         which = f" {number}" if len(things) > 1 else ""
         if not one["noun"]:
@@ -142,6 +142,7 @@ def complete(things: Sequence[dict[str, str]]) -> None:
             )
         if not one["name"]:
             raise StudioError(f"Give thing{which} a name, such as 'my-cat'." if which else _NAME)
+    named_subjects([one["noun"] for one in things], [one["name"] for one in things])
 
 
 _NOUN = "What is it? Give the ordinary word for it, such as 'cat'."

@@ -8,8 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import StudioError, fields, get_method, load_preset, method_names, presets
+from pipelines import Concept, StudioError, fields, get_method, load_preset, method_names, presets
 from studio.forms import basic, component, read
+from studio.jobs import Job
 from studio.page import Page, Watch
 from studio.parts.cards import picked
 from studio.parts.live import train_markup
@@ -155,12 +156,18 @@ def _needed(text: str, sentence: str) -> str:
 
 def _live_sign(studio: Studio) -> Any:
     job = studio.latest("train")
-    return None if job is None else (job.id, job.state, job.since(10**12)[0])
+    return None if job is None else (job.id, job.state, job.since(10**12)[0], job.over and studio.library_sign())
 
 
 def _live(studio: Studio) -> str:
     job = studio.latest("train")
-    return NO_RUN if job is None else train_markup(job, studio.view(job))
+    return NO_RUN if job is None else train_markup(job, studio.view(job), _kept_as(studio, job))
+
+
+def _kept_as(studio: Studio, job: Job) -> Concept | None:
+    """What came of a run that is over, as it lies in the library now: it may have got another name on the way."""
+    found = (each for each in studio.library.concepts() if each.recipe.get("run") == job.id)
+    return next(found, None) if job.over else None
 
 
 def _runs_sign(studio: Studio) -> Any:
