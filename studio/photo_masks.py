@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ from studio.work import EXAMPLE
 Mask = NDArray[np.bool_]  # (height, width)
 _ORIENTATION = 0x0112  # EXIF tag
 EXAMPLE_STAYS = "The example comes with its masks and stays as it is. Add photos of your own to paint masks."
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A photo in the mask editor: the names of its masks there, and the drawing as it was when they were last saved."""
+
+    dataset: str
+    photo: str
+    layers: tuple[str, ...]
+    before: str
 
 
 def photo_of(studio: Studio, dataset: str, name: str) -> Photo:
@@ -68,6 +79,18 @@ def save_masks(studio: Studio, dataset: str, name: str, names: Sequence[str], va
             write_atomic(path, _png(one.mask, photo.size))
         changed.append(path.name)
     return changed
+
+
+def save_changes(studio: Studio, opened: Opened | None, value: str) -> list[str]:
+    """Write what a person changed since the photo was opened, and nothing else: meanwhile masks may have been found."""
+    if opened is None:
+        return []
+    drawn, before = regions(value), regions(opened.before)
+    if [one.mask.shape for one in drawn] != [one.mask.shape for one in before]:
+        raise StudioError("The drawing is not of this photo any more. Click the photo again.")
+    changed = [at for at, one in enumerate(drawn) if (one.mask != before[at].mask).any()]
+    names = [opened.layers[at] for at in changed]
+    return save_masks(studio, opened.dataset, opened.photo, names, drawing([drawn[at] for at in changed]))
 
 
 def _file(photo: Path, layer: str) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines import StudioError, Workspace
 from studio.parts.painter import Drawn, drawing, regions
-from studio.photo_masks import layers, mask_drawing, photo_of, save_masks, with_outline
+from studio.photo_masks import Opened, layers, mask_drawing, photo_of, save_changes, save_masks, with_outline
 from studio.session import Studio
 from studio.tabs import things
 from studio.work import EXAMPLE, Training, start_masks, start_training, with_rare_words
@@ -85,6 +85,21 @@ def test_an_emptied_mask_goes_to_the_trash_and_names_are_no_paths(studio: Studio
         photo_of(studio, dataset, "../w/config")
     with pytest.raises(StudioError, match="example"):
         photo_of(studio, EXAMPLE, "0001.png")
+
+
+def test_only_what_a_person_changed_is_written(studio: Studio, tmp_path: Path) -> None:
+    """A photo that is left is saved; a mask that was found while it was open and untouched stays."""
+    dataset = two_photos(studio, tmp_path)
+    shown = photo_of(studio, dataset, "wide.png")
+    names = layers(shown, ["my-cat", "other"])
+    opened = Opened(dataset, "wide.png", tuple(names), mask_drawing(shown, names))
+    assert save_changes(studio, None, "") == [] == save_changes(studio, opened, opened.before)
+    _, value = painted(studio, dataset, "wide.png", "my-cat")
+    save_masks(studio, dataset, "wide.png", *painted(studio, dataset, "wide.png", "my-dog"))  # meanwhile
+    assert save_changes(studio, opened, value) == ["wide-masklabel-my-cat.png"]
+    assert set(photo_of(studio, dataset, "wide.png").masks) == {"my-cat", "my-dog"}
+    with pytest.raises(StudioError, match="not of this photo"):
+        save_changes(studio, opened, "")
 
 
 def test_masks_are_found_and_a_persons_are_kept(studio: Studio, tmp_path: Path) -> None:

@@ -102,6 +102,21 @@ def test_masks_are_found_and_painted(site: Site, browser: Browser, tmp_path: Pat
     (mask,) = site.workspace.glob("datasets/*/one-masklabel.png")
     painted = mask.read_bytes()
 
+    page.click("#train-gallery .card >> nth=1")  # left without saving, by another photo and by Close: kept all the same
+    expect(page.locator("#mask-title")).to_contain_text("two.png")
+    drag(page, "#mask-painter canvas", 0.25, 0.25, 0.5, 0.75)
+    assert (first := drawn(page, "#mask-painter")) in (":12", ":13")
+    page.click("#train-gallery .card >> nth=0")
+    expect(page.locator("#masks-message")).to_contain_text("Saved: two-masklabel.png")
+    page.click("#train-gallery .card >> nth=1")
+    expect(page.locator("#mask-painter canvas")).to_have_attribute("data-drawn", first)
+    drag(page, "#mask-painter canvas", 0.5, 0.25, 0.75, 0.75)
+    page.click("#mask-close")
+    expect(page.locator("#masks-message")).to_contain_text("Saved: two-masklabel.png")
+    (other,) = site.workspace.glob("datasets/*/two-masklabel.png")
+    assert np.asarray(Image.open(other)).mean() == 255 / 4
+    other.unlink()
+
     page.fill("#train-noun input, #train-noun textarea", "cat")
     page.click("#masks-find")
     expect(page.locator("#masks-live [data-state=done]")).to_contain_text("1 that a person made are kept")
