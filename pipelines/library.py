@@ -100,7 +100,7 @@ class Library:
         return self._publish(clean, folders.pack(Trained(concept, trained.tensors), image, training_log(events)))
 
     def rename(self, name: str, new: str, version: int | None = None) -> Concept:
-        """Call it `new`; `<old>` becomes `<new>` where that was the token.
+        """Call it `new`; `<old>` becomes `<new>` where that was the token (see `renamed` for several).
 
         StudioError when `new` is taken or malformed, or when the concept is no longer at `version` (someone edited it).
         """
@@ -110,7 +110,9 @@ class Library:
             concept = renamed(entry.concept, new)
             others = [other.concept for other in self.entries() if other.id != entry.id]
             if taken(concept, others):
-                raise StudioError(f"'{files.printable(new)}' is already in the library. Choose another name.")
+                raise StudioError(
+                    f"'{files.printable(new)}' or its word is already in the library. Choose another name."
+                )
             return concept
 
         return self._edit(name, change, version)

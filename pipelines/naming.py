@@ -11,6 +11,7 @@ from pipelines.errors import StudioError
 from pipelines.files import clean_name, name_key
 from pipelines.tokens import check_token
 
+AND = "-and-"  # between the names of what was learned in one run
 _LONGEST = 90  # characters of a name before its number
 
 
@@ -56,10 +57,16 @@ def _numbered(concept: Concept, number: int, name: bool, tokens: bool) -> Concep
 
 
 def renamed(concept: Concept, name: str) -> Concept:
-    """`concept` under another name; its token follows when it was made of the old name."""
+    """`concept` under another name; its token follows when it was made of the old name.
+
+    Several tokens follow when the new name has a word for each, as a run's name has: tom-and-rex for <tom> and <rex>.
+    """
     subjects = concept.subjects
-    if len(subjects) == 1 and subjects[0].token == token_of(concept.name):
+    if len(subjects) == 1 and re.fullmatch(re.escape(token_of(concept.name)[:-1]) + r"(-\d+)?>", subjects[0].token):
         subjects = (Subject(token_of(name), subjects[0].noun),)
+    words = [word for word in name.split(AND) if token_of(word) == f"<{word}>"]
+    if len(subjects) > 1 and len({name_key(word) for word in words}) == len(subjects) == name.count(AND) + 1:
+        subjects = tuple(Subject(f"<{word}>", item.noun) for word, item in zip(words, subjects, strict=True))
     return dataclasses.replace(concept, name=name, subjects=subjects)
 
 

@@ -28,7 +28,7 @@ from pipelines.events import Event, Finished, Note, Progress, Snapshot
 from pipelines.files import check_id, is_locked, lock
 from pipelines.joblog import RUN_LOCK
 from pipelines.methods import get_method
-from pipelines.naming import named_subjects
+from pipelines.naming import AND, named_subjects
 from pipelines.processes import agree, join
 from pipelines.run_classes import CLASSES, check_classes, keep_classes
 from pipelines.run_data import Work, check, gather, read_photos
@@ -84,7 +84,7 @@ def train_concept(
     base = {"id": model.id, "fingerprint": model.fingerprint, "kind": model.kind}
     steps = sum(stage.steps for stage in get_method(method).stages(params))
     settings = params.model_dump(mode="json")
-    recipe = Recipe("-and-".join(_several(name)), subjects, method, settings, seed, base, steps)
+    recipe = Recipe(AND.join(_several(name)), subjects, method, settings, seed, base, steps)
     work = Work(workspace, model, recipe, params, Path(), join(), resume, classes)
     if not work.share.main:
         work.folder, work.resume = _told(work)

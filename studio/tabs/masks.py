@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pipelines import StudioError
+from studio.jobs import Job
 from studio.page import Page, Watch
 from studio.parts.cards import picked
 from studio.parts.live import progress_text
@@ -23,6 +24,7 @@ from studio.photo_masks import (
     mask_drawing,
     photo_of,
     save_changes,
+    thing_names,
     with_outline,
 )
 from studio.session import Studio
@@ -30,6 +32,7 @@ from studio.tabs import things
 from studio.work import EXAMPLE, start_masks, start_outline, waiting
 
 PATIENCE = 300  # seconds that a page waits for an outline
+PATIENCE_FOR_THINGS = 3600  # and for things to be found, to name their rows
 HOW = (
     '<p class="hint">A mask says what of a photo is learned: the subject, and not what is around it. Find them by what '
     "the base sees in your word, then click a photo above and put right what is wrong.</p>"
@@ -165,12 +168,12 @@ def _wire_finding(
     studio: Studio, chosen: gr.Dropdown, named: things.Things, find: gr.Button, discover: gr.Button,
     overwrite: gr.Checkbox, message: gr.HTML,
 ) -> None:  # fmt: skip
-    def start(dataset: str, nouns: list[str], names: list[str], replace: bool) -> tuple[str]:
+    def start(dataset: str, nouns: list[str], names: list[str], replace: bool) -> tuple[Job, str]:
         if dataset == EXAMPLE or not dataset:
             raise StudioError(EXAMPLE_STAYS if dataset else "There are no photos yet. Add some first.")
         ahead = len(studio.jobs.active())
         job = start_masks(studio, dataset, nouns, names, bool(replace))
-        return (done(f"{job.title}.{waiting(ahead)}"),)
+        return job, done(f"{job.title}.{waiting(ahead)}")
 
     @answering(0)
     def by_word(dataset: str, replace: bool, *given: Any) -> tuple[str]:
@@ -179,14 +182,24 @@ def _wire_finding(
             raise StudioError("What do the photos show? Give the ordinary word for it above, such as 'cat'.")
         if len(known) > 1 and not all(one["name"] for one in known):
             raise StudioError("Give each thing a name above: its masks are called by it.")
-        return start(dataset, [one["noun"] for one in known], [one["name"] for one in known], replace)
+        return (start(dataset, [one["noun"] for one in known], [one["name"] for one in known], replace)[1],)
 
-    @answering(0)
-    def without(dataset: str, replace: bool) -> tuple[str]:
-        return start(dataset, [], [], replace)
+    @answering(1)
+    def without(dataset: str, replace: bool) -> tuple[str, str]:
+        job, said = start(dataset, [], [], replace)
+        return job.id, said
+
+    def name_them(search: str) -> list[Any]:
+        """The things' rows get the names of the masks: they are learned from them under these alone."""
+        job = studio.jobs.job(search)
+        found = [] if job is None or not job.wait(PATIENCE_FOR_THINGS) else thing_names(studio.view(job).result)
+        rows = things.calling(named, found)[1] if found else [gr.skip() for _ in outputs]
+        return [*rows, ""]
 
     find.click(by_word, [chosen, overwrite, *named.all], [message], api_visibility="private")
-    discover.click(without, [chosen, overwrite], [message], api_visibility="private")
+    search, outputs = gr.State(""), things.calling(named, [])[0]
+    started = discover.click(without, [chosen, overwrite], [search, message], api_visibility="private")
+    started.then(name_them, search, [*outputs, search], concurrency_limit=8, **QUIET)
 
 
 def _sign(studio: Studio) -> Any:
@@ -206,6 +219,11 @@ def _live(studio: Studio) -> str:
         return problem(job.error)
     found = view.result or {"written": [], "kept": [], "missing": []}
     told = [f"{len(found['written'])} masks are found; they are in the pictures above."]
+    if names := thing_names(view.result):
+        told.append(
+            f"They are called {' and '.join(names)}, the largest first: what is to be learned from them has these "
+            "names above. Say there what each is; what was learned can be renamed in the Library."
+        )
     if found["kept"]:
         told.append(f"{len(found['kept'])} that a person made are kept.")
     if found["missing"]:

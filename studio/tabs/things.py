@@ -27,6 +27,7 @@ class Things:
     nouns: list[gr.Textbox]
     names: list[gr.Textbox]
     photos: list[gr.Dropdown]  # of the second thing on
+    shown: list[Any]  # what `_rows` updates
 
     @property
     def all(self) -> list[Any]:
@@ -65,18 +66,14 @@ def build(studio: Studio, page: Page, chosen: gr.Dropdown) -> Things:
     with gr.Row(elem_classes="actions"):
         more = gr.Button("Learn another thing with it", size="sm", elem_id="train-more", min_width=140)
         fewer = gr.Button("Take the last one out", size="sm", visible=False, elem_id="train-fewer", min_width=120)
-    things = Things(count, nouns, names, sets)
-    _wire(studio, page, chosen, things, rows, more, fewer)
+    things = Things(count, nouns, names, sets, [count, *rows, more, fewer])
+    _wire(studio, page, chosen, things, more, fewer)
     return things
 
 
-def _wire(
-    studio: Studio, page: Page, chosen: gr.Dropdown, things: Things, rows: Sequence[gr.Row], more: gr.Button,
-    fewer: gr.Button,
-) -> None:  # fmt: skip
-    shown = [things.count, *rows, more, fewer]
-    more.click(lambda count: _rows(count + 1), things.count, shown, **QUIET)
-    fewer.click(lambda count: _rows(count - 1), things.count, shown, **QUIET)
+def _wire(studio: Studio, page: Page, chosen: gr.Dropdown, things: Things, more: gr.Button, fewer: gr.Button) -> None:
+    more.click(lambda count: _rows(count + 1), things.count, things.shown, **QUIET)
+    fewer.click(lambda count: _rows(count - 1), things.count, things.shown, **QUIET)
     page.watch(
         Watch(
             things.photos,
@@ -86,7 +83,7 @@ def _wire(
     )
     for box, noun, name in zip([chosen, *things.photos], things.nouns, things.names, strict=True):
         box.change(lambda *given: _known(studio, *given), [box, noun, name], [noun, name], **QUIET)
-    chosen.change(lambda given: _together(studio, given), chosen, [*shown, *things.photos], **QUIET)
+    chosen.change(lambda given: _together(studio, given), chosen, [*things.shown, *things.photos], **QUIET)
 
 
 def _rows(count: int) -> list[Any]:
@@ -120,6 +117,14 @@ def _together(studio: Studio, chosen: str) -> list[Any]:
         return [gr.skip() for _ in range(MOST + 3 + MOST - 1)]
     boxes = [gr.update(choices=_sets(studio), value=other) for other in others]
     return [*_rows(1 + len(others)), *boxes, *(gr.skip() for _ in range(MOST - 1 - len(others)))]
+
+
+def calling(things: Things, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """Components and their updates for a row each of the things of that name, all in the photos chosen above."""
+    names = names[:MOST]
+    called = [gr.update(value=name) for name in names] + [gr.skip() for _ in range(MOST - len(names))]
+    same = [gr.update(value=SAME) if number < len(names) else gr.skip() for number in range(1, MOST)]
+    return [*things.shown, *things.names, *things.photos], [*_rows(len(names)), *called, *same]
 
 
 def read(given: Sequence[Any]) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from studio.parts.cards import picked
 from studio.parts.live import train_markup
 from studio.parts.message import answering, done
 from studio.parts.runs import runs, runs_markup, wants_discard
+from studio.photo_masks import unused_masks
 from studio.session import Studio
 from studio.tabs import masks, photos, things
 from studio.work import Training, discard_training, resume_training, start_training, waiting, with_rare_words
@@ -142,6 +143,7 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
             ahead = len(studio.jobs.active())
             wish, told = with_rare_words(studio, wish)
             job = start_training(studio, wish)
+            told += unused_masks(studio, wish.things()) if params.masked_loss else ""
             return (done(f"{job.title.removeprefix('Train ')} is being trained.{told}{waiting(ahead)}"),)
 
         asks = [asked.photos, asked.classes, seed, *boxes.values(), *asked.things.all]
