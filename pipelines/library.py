@@ -185,7 +185,8 @@ class Library:
     def add(
         self, path: str | Path, *, name: str = "", noun: str = "", base: Mapping[str, str] | None = None
     ) -> Concept:
-        """Add a concept from a zip of ours, a lone weights file of ours, or another tool's original file.
+        """Add a concept from a zip of ours, a lone weights file of ours, or another tool's file or folder, zipped or
+        not.
 
         `name`, `noun` and `base` are for original files, which don't say; a `name` also renames ours.
         StudioError with the reason when the file is refused; nothing has then changed.

@@ -116,11 +116,11 @@ def _wire(studio: Studio, details: _Details) -> None:
 
     def original(chosen: str) -> str:
         """The way the method's own authors write it; several files as one zip."""
-        folder = studio.scratch()
-        files = studio.library.export_original(_entry(studio, chosen).id, folder)
+        entry, folder = _entry(studio, chosen), studio.scratch()
+        files = studio.library.export_original(entry.id, folder)
         if len(files) == 1:
             return str(files[0])
-        return shutil.make_archive(str(studio.scratch() / "original"), "zip", folder)
+        return shutil.make_archive(str(studio.scratch() / entry.id.rpartition("-")[0]), "zip", folder)
 
     shown = [details.chosen, details.facts, details.actions, details.name]
     details.rename.click(rename, [details.chosen, details.name], [*shown, details.message], **QUIET)
@@ -134,7 +134,8 @@ def _import(studio: Studio) -> None:
     with gr.Accordion("Import a concept", open=False, elem_id="library-import"):
         gr.HTML(
             '<p class="hint">A zip that Attune exported needs nothing else. Original files of other tools '
-            "(spectral_shifts.safetensors, residual.pt) don’t say what they show: give the word and a name.</p>"
+            "(spectral_shifts.safetensors, residual.pt) don’t say what they show: give the word and a name. A folder "
+            "of them (learned_embeds with unet, a LoRA with metadata.jsonl) comes in as a zip.</p>"
         )
         with gr.Row():
             noun = gr.Textbox(label="What is it?", placeholder="dog", min_width=120, elem_id="import-noun")
