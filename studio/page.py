@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -33,11 +34,17 @@ class Watch:
 
 @dataclass(frozen=True)
 class Memory:
-    """Components whose values the browser keeps under `key` whenever one of the events `changes` happens."""
+    """Components whose values the browser keeps under `key` whenever one of the events `changes` happens.
+
+    They come back as they were; or, where they may have become outdated meanwhile, through `recall`, which gets the
+    values and gives updates for `outputs`. The values come from a browser: it must not trust them.
+    """
 
     key: str
     components: Sequence[gr.components.Component]
     changes: Sequence[Callable[..., Any]]
+    recall: Callable[[list[Any]], Sequence[Any]] | None = None
+    outputs: Sequence[gr.components.Component] = ()
 
 
 @dataclass
@@ -89,7 +96,28 @@ def _keep(blocks: gr.Blocks, memory: Memory) -> None:
     components = list(memory.components)
     for change in memory.changes:  # events of our own widgets are no triggers for gr.on
         change(None, components, kept, js=_KEEP, show_progress="hidden")
-    blocks.load(None, [kept, *components], components, js=_RECALL, show_progress="hidden")
+    if memory.recall is None:
+        blocks.load(None, [kept, *components], components, js=_RECALL, show_progress="hidden")
+        return
+
+    def recall(kept: Any) -> list[Any]:
+        with reported():
+            return _recalled(memory, kept)
+
+    blocks.load(recall, kept, list(memory.outputs), queue=False, show_progress="hidden", api_visibility="private")
+
+
+def _recalled(memory: Memory, kept: Any) -> list[Any]:
+    """Nothing where nothing was kept, or what was kept by another version or changed by hand."""
+    nothing = [gr.skip() for _ in memory.outputs]
+    try:
+        values = json.loads(kept or "[]")
+        if memory.recall is None or not isinstance(values, list) or len(values) != len(memory.components):
+            return nothing
+        return list(memory.recall(values))
+    except (ValueError, TypeError, AttributeError, StudioError) as error:
+        log.warning("What the browser remembered as '%s' is not usable: %s", memory.key, error)
+        return nothing
 
 
 def _look(watches: Sequence[Watch], before: dict[int, Hashable], values: list[Any]) -> list[Any]:

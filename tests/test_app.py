@@ -12,6 +12,7 @@ import urllib.request
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 from pipelines import Progress, StudioError, Workspace, tokenize
 from studio.datasets import Datasets, with_mask
 from studio.jobs import JobRunner
+from studio.page import Memory, _recalled
 from studio.parts.cards import Card, cards_markup
 from studio.parts.chips import chips_markup, split
 from studio.parts.jobstrip import JobLine, jobs_markup
@@ -294,6 +296,20 @@ def test_a_run_that_is_over_says_how_its_concept_is_written(tmp_path: Path) -> N
         assert "my-cat is in the library. Write &lt;my-cat-2&gt; in a prompt." in _live(studio)
     finally:
         studio.close()
+
+
+def test_what_a_browser_remembers_is_not_trusted(tmp_path: Path) -> None:
+    import gradio as gr
+
+    def whole(values: list[Any]) -> list[Any]:
+        return [int(values[0]), str(values[1])]
+
+    with gr.Blocks():
+        fields = [gr.Number(), gr.Textbox()]
+    memory = Memory("x", fields, [], whole, fields)
+    assert _recalled(memory, '["3", "y"]') == [3, "y"]
+    for broken in ("", None, "[]", "[1]", "{}", "nonsense", '["x", "y"]', "[null, 1]", "[[], {}]", "3"):
+        assert all(value == gr.skip() for value in _recalled(memory, broken)), broken
 
 
 def test_a_failed_job_says_why_in_its_panel(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from studio.datasets import SHOWN, photo_cards
 from studio.forms import read
 from studio.page import Page, Watch
 from studio.parts.cards import cards, cards_markup, picked
+from studio.parts.choice import Choice
 from studio.parts.message import answering, done, problem
 from studio.parts.pictures import data_uri
 from studio.session import Studio
@@ -40,8 +41,8 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
         example = gr.Button("Train the example (about a minute)", variant="primary", elem_id="example-button")
         said = gr.HTML("", elem_id="example-message")
     with gr.Row():
-        chosen = gr.Dropdown(
-            _choices(studio), value=_first(studio), label="Photos", elem_id="train-photos", scale=3, min_width=160
+        chosen = Choice(
+            choices(studio), value=_first(studio), label="Photos", elem_id="train-photos", scale=3, min_width=160
         )
         upload = gr.UploadButton(
             "Add photos", file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt", ".jsonl"],
@@ -64,7 +65,7 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
         Watch(
             [chosen, shown, advice],
             lambda value: _sign(studio, value),
-            lambda value: [gr.update(choices=_choices(studio)), _gallery(studio, value), _advice(studio, value)],
+            lambda value: [_offered(studio, value), _gallery(studio, value), _advice(studio, value)],
             [chosen],
         )
     )
@@ -111,7 +112,7 @@ def _wire_upload(studio: Studio, upload: gr.UploadButton, chosen: gr.Dropdown, m
         said = f"{len(files or [])} files added. {' '.join(notes)}"
         if folder not in [each.id for each in studio.datasets.all()]:
             return gr.update(), done(said.strip())  # class pictures
-        return gr.update(choices=_choices(studio), value=folder), done(said.strip())
+        return gr.update(choices=choices(studio), value=folder), done(said.strip())
 
     upload.upload(add, [upload, chosen], [chosen, message], api_visibility="private")
 
@@ -170,13 +171,20 @@ def _welcome(studio: Studio) -> str:
     )
 
 
-def _choices(studio: Studio) -> list[tuple[str, str]]:
+def choices(studio: Studio) -> list[tuple[str, str]]:
     example = [("The example", EXAMPLE)] if _has_example(studio) else []
     return [*example, *((each.title, each.id) for each in studio.datasets.all()), ("New set: add photos", NEW)]
 
 
+def _offered(studio: Studio, chosen: str) -> Any:
+    """The sets there are; another one is chosen where this one has gone."""
+    sets = choices(studio)
+    gone = chosen not in [value for _, value in sets]
+    return gr.update(choices=sets, value=sets[0][1]) if gone else gr.update(choices=sets)
+
+
 def _first(studio: Studio) -> str:
-    return _choices(studio)[0][1]
+    return choices(studio)[0][1]
 
 
 def _sign(studio: Studio, chosen: str) -> Hashable:

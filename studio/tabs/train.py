@@ -11,7 +11,7 @@ import gradio as gr
 from pipelines import Concept, StudioError, fields, get_method, load_preset, method_names, presets
 from studio.forms import basic, component, read
 from studio.jobs import Job
-from studio.page import Page, Watch
+from studio.page import Memory, Page, Watch
 from studio.parts.cards import picked
 from studio.parts.live import train_markup
 from studio.parts.message import answering, done
@@ -52,6 +52,7 @@ def build(studio: Studio, page: Page) -> None:
         with gr.Column(scale=7, min_width=330):
             live = gr.HTML(NO_RUN, elem_id="train-live", apply_default_css=False)
             unfinished = runs("train-unfinished")
+    _remember(studio, page, asked)
     page.watch(Watch([kind], lambda: studio.base.kind, lambda: [studio.base.kind]))
     page.watch(Watch([live], lambda: _live_sign(studio), lambda: [_live(studio)]))
     page.watch(Watch([unfinished], lambda: _runs_sign(studio), lambda: [runs_markup(studio.jobs.history())]))
@@ -63,6 +64,23 @@ def build(studio: Studio, page: Page) -> None:
         return (done(f"{resume_training(studio, picked(event)).title} goes on."),)
 
     unfinished.pick(take_up, None, [message], api_visibility="private")
+
+
+def _remember(studio: Studio, page: Page, asked: _Asked) -> None:
+    """Photos, method and what the photos show survive a reload."""
+    kept = [asked.photos, asked.method, *asked.things.all]
+
+    def recall(values: list[Any]) -> list[Any]:
+        sets = photos.choices(studio)
+        chosen = values[0] if values[0] in [value for _, value in sets] else sets[0][1]
+        rows = things.recalled(studio, asked.things, chosen, values[2:])[1]
+        method = values[1] if values[1] in method_names() else gr.skip()
+        return [gr.update(choices=sets, value=chosen), method, *rows]
+
+    default = [1, *[""] * (len(asked.things.all) - 1)]
+    outputs = things.recalled(studio, asked.things, "", default)[0]
+    changes = [each.change for each in kept]
+    page.remember(Memory("train", kept, changes, recall, [asked.photos, asked.method, *outputs]))
 
 
 def _how(studio: Studio, chosen: gr.Dropdown, named: things.Things) -> _Asked:
