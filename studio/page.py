@@ -16,6 +16,7 @@ from studio.parts.message import reported
 log = logging.getLogger(__name__)
 EVERY = 0.7  # seconds between two looks
 _KEEP = "(...values) => JSON.stringify(values)"  # as text: one list would be taken for a list of outputs
+_SEEN = "(value) => JSON.stringify(value ?? null)"
 _RECALL = "(kept, ...now) => { const then = JSON.parse(kept || '[]'); return then.length === now.length ? then : now; }"
 
 
@@ -57,6 +58,16 @@ class Page:
 
     opened: list[Callable[[], None]] = field(default_factory=list)  # called when a page is opened or reloaded
     memories: list[Memory] = field(default_factory=list)
+
+    def seen(self, component: gr.components.Component) -> gr.Textbox:
+        """The component's value as JSON, for a watch of a dropdown whose list changes while the page is open.
+
+        Gradio refuses a value that has gone from the list, and with it the whole event: the timer would never come as
+        far as choosing another one.
+        """
+        value = gr.Textbox(json.dumps(getattr(component, "value", None)), visible=False)
+        component.change(None, component, value, js=_SEEN, show_progress="hidden")
+        return value
 
     def watch(self, watch: Watch) -> None:
         """Keep its outputs up to date on every open page, from its first moment on."""

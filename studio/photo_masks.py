@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import EMBEDDED, Photo, StudioError, new_id, write_atomic
+from studio.datasets import MASK_MARK
 from studio.parts.painter import Drawn, drawing, regions
 from studio.session import Studio
 from studio.work import EXAMPLE
 
 Mask = NDArray[np.bool_]  # (height, width)
-MARK = "-masklabel"  # between a photo's name and that of what its mask shows
 _ORIENTATION = 0x0112  # EXIF tag
 EXAMPLE_STAYS = "The example comes with its masks and stays as it is. Add photos of your own to paint masks."
 
@@ -97,7 +97,7 @@ def save_changes(studio: Studio, opened: Opened | None, value: str) -> list[str]
 def _file(photo: Path, layer: str) -> Path:
     if layer and not re.fullmatch(r"[\w.-]{1,64}", layer):
         raise StudioError(f"'{layer[:40]}' can't name a mask. Call the thing by letters, digits, '-' and '_'.")
-    return photo.with_name(f"{photo.stem}{MARK}{'-' if layer else ''}{layer}.png")
+    return photo.with_name(f"{photo.stem}{MASK_MARK}{'-' if layer else ''}{layer}.png")
 
 
 def _discard(studio: Studio, path: Path) -> None:
@@ -121,7 +121,7 @@ def _png(mask: Mask, size: tuple[int, int]) -> bytes:
 def thing_names(found: dict[str, Any] | None) -> list[str]:
     """thing1, thing2 ... as far as a search without a word wrote masks of them; [] for any other."""
     files = [*found["written"], *found["kept"]] if found else []
-    names = {Path(file).stem.rpartition(f"{MARK}-")[2] for file in files}
+    names = {Path(file).stem.rpartition(f"{MASK_MARK}-")[2] for file in files}
     names = {name for name in names if re.fullmatch(r"thing[1-9]\d?", name)}
     return sorted(names, key=lambda name: int(name.removeprefix("thing")))
 
@@ -129,7 +129,7 @@ def thing_names(found: dict[str, Any] | None) -> list[str]:
 def unused_masks(studio: Studio, things: Sequence[dict[str, str]]) -> str:
     """A sentence where the masks of a photo set all have names, and nothing that is learned from it has one of them."""
     for dataset in dict.fromkeys(one["photos"] for one in things if one["photos"] != EXAMPLE):
-        masks = [path.stem.partition(MARK)[2] for path in studio.datasets.folder(dataset).glob(f"*{MARK}*.*")]
+        masks = [path.stem.partition(MASK_MARK)[2] for path in studio.datasets.folder(dataset).glob(f"*{MASK_MARK}*.*")]
         names = sorted({name.removeprefix("-") for name in masks})
         if names and not {"", *(one["name"] for one in things if one["photos"] == dataset)} & set(names):
             which = " and ".join(names[:6])

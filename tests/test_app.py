@@ -227,6 +227,12 @@ def test_photo_sets_take_all_or_nothing(tmp_path: Path) -> None:
     (photo,) = sets.photos(dataset)
     assert photo.caption == "a photo of <it>" and list(photo.masks) == [""]
     assert [each.title for each in sets.all()] == ["Mine: <b>"]
+    for alone in (tmp_path / "a.txt", mask):
+        with pytest.raises(StudioError, match=f"no photo among what you added, only {alone.name}") as told:
+            sets.add([alone], "x")
+        assert "/" not in str(told.value)
+    sets.add([tmp_path / "a.txt"], "", dataset)
+    assert len(sets.all()) == 1
     with pytest.raises(StudioError, match="mask"):
         sets.add([picture(tmp_path / "b.png"), picture(tmp_path / "b-masklabel.png", (9, 9), "white")], "", dataset)
     assert len(sets.photos(dataset)) == 1
@@ -301,11 +307,11 @@ def test_a_run_that_is_over_says_how_its_concept_is_written(tmp_path: Path) -> N
 def test_what_a_browser_remembers_is_not_trusted(tmp_path: Path) -> None:
     import gradio as gr
 
+    fields: list[Any] = ["a", "b"]
+
     def whole(values: list[Any]) -> list[Any]:
         return [int(values[0]), str(values[1])]
 
-    with gr.Blocks():
-        fields = [gr.Number(), gr.Textbox()]
     memory = Memory("x", fields, [], whole, fields)
     assert _recalled(memory, '["3", "y"]') == [3, "y"]
     for broken in ("", None, "[]", "[1]", "{}", "nonsense", '["x", "y"]', "[null, 1]", "[[], {}]", "3"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
@@ -11,7 +12,6 @@ from studio.asked import MOST_CONCEPTS, MOST_PICTURES, asked, filled
 from studio.page import Memory, Page, Watch
 from studio.parts.cards import picked
 from studio.parts.chips import chips, chips_markup, split
-from studio.parts.choice import Choice
 from studio.parts.live import generate_markup
 from studio.parts.message import answering, done
 from studio.session import Studio
@@ -63,7 +63,7 @@ def _controls(studio: Studio, page: Page) -> Controls:
     )
     shown = chips("prompt-chips")
     controls: Controls = {"prompt": prompt, "words": gr.State([])}
-    controls["concepts"] = Choice(
+    controls["concepts"] = gr.Dropdown(
         _concept_choices(studio), value=[], multiselect=True, max_choices=MOST_CONCEPTS, label="Concepts",
         info="Or simply write <name> in the prompt", elem_id="generate-concepts",
     )  # fmt: skip
@@ -163,11 +163,11 @@ def _wire_concepts(studio: Studio, page: Page, controls: Controls) -> None:
             for number in range(MOST_CONCEPTS)
         ]
 
-    def follow(chosen: list[str]) -> list[Any]:
+    def follow(seen: str) -> list[Any]:
         """A concept that is gone, or of another base, can't stay chosen: the browser would send what isn't there."""
-        choices = _concept_choices(studio)
-        left = [name for name in chosen or [] if name in [value for _, value in choices]]
-        return [gr.update(choices=choices) if left == (chosen or []) else gr.update(choices=choices, value=left)]
+        choices, chosen = _concept_choices(studio), json.loads(seen) or []
+        left = [name for name in chosen if name in [value for _, value in choices]]
+        return [gr.update(choices=choices) if left == chosen else gr.update(choices=choices, value=left)]
 
     box, prompt = controls["concepts"], controls["prompt"]
     strengths = [controls[f"strength-{number}"] for number in range(MOST_CONCEPTS)]
@@ -175,7 +175,7 @@ def _wire_concepts(studio: Studio, page: Page, controls: Controls) -> None:
     box.change(strengths_for, box, strengths, **quiet)
     # by hand alone: a recipe brings its own prompt, and so does a reloaded page
     box.input(lambda names, prompt: _with_tokens(studio, prompt or "", names), [box, prompt], prompt, **quiet)
-    page.watch(Watch([box], lambda _: (studio.library_sign(), studio.base.fingerprint), follow, [box]))
+    page.watch(Watch([box], lambda _: (studio.library_sign(), studio.base.fingerprint), follow, [page.seen(box)]))
     kept = [controls["seed"], controls["count"], box, *strengths]
     page.remember(Memory("generate", kept, [each.change for each in kept], lambda then: _recalled(studio, then), kept))
 

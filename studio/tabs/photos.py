@@ -15,7 +15,6 @@ from studio.datasets import SHOWN, photo_cards
 from studio.forms import read
 from studio.page import Page, Watch
 from studio.parts.cards import cards, cards_markup, picked
-from studio.parts.choice import Choice
 from studio.parts.message import answering, done, problem
 from studio.parts.pictures import data_uri
 from studio.session import Studio
@@ -41,7 +40,7 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
         example = gr.Button("Train the example (about a minute)", variant="primary", elem_id="example-button")
         said = gr.HTML("", elem_id="example-message")
     with gr.Row():
-        chosen = Choice(
+        chosen = gr.Dropdown(
             choices(studio), value=_first(studio), label="Photos", elem_id="train-photos", scale=3, min_width=160
         )
         upload = gr.UploadButton(
@@ -61,12 +60,13 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
         )
         save = gr.Button("Save", size="sm", min_width=70, elem_id="photo-save")
         remove = gr.Button("Remove photo", size="sm", variant="stop", min_width=110, elem_id="photo-remove")
+    built = choices(studio)
     page.watch(
         Watch(
             [chosen, shown, advice],
-            lambda value: _sign(studio, value),
-            lambda value: [_offered(studio, value), _gallery(studio, value), _advice(studio, value)],
-            [chosen],
+            lambda value: _sign(studio, json.loads(value)),
+            lambda value: _look(studio, json.loads(value), built),
+            [page.seen(chosen)],
         )
     )
     page.watch(
@@ -176,11 +176,17 @@ def choices(studio: Studio) -> list[tuple[str, str]]:
     return [*example, *((each.title, each.id) for each in studio.datasets.all()), ("New set: add photos", NEW)]
 
 
-def _offered(studio: Studio, chosen: str) -> Any:
-    """The sets there are; another one is chosen where this one has gone."""
+def _look(studio: Studio, chosen: str, built: list[tuple[str, str]]) -> list[Any]:
+    """The sets there are, and what is in the chosen one; another one is chosen where it has gone.
+
+    What a page has from its beginning isn't sent again: it could come later than a set that was added meanwhile.
+    """
     sets = choices(studio)
-    gone = chosen not in [value for _, value in sets]
-    return gr.update(choices=sets, value=sets[0][1]) if gone else gr.update(choices=sets)
+    offered = gr.skip() if sets == built else gr.update(choices=sets)
+    if chosen not in [value for _, value in sets]:
+        chosen = sets[0][1]
+        offered = gr.update(choices=sets, value=chosen)
+    return [offered, _gallery(studio, chosen), _advice(studio, chosen)]
 
 
 def _first(studio: Studio) -> str:

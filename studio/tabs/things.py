@@ -10,7 +10,6 @@ import gradio as gr
 
 from pipelines import StudioError, named_subjects
 from studio.page import Page, Watch
-from studio.parts.choice import Choice
 from studio.session import Studio
 from studio.tabs import photos
 from studio.work import EXAMPLE
@@ -60,7 +59,7 @@ def build(studio: Studio, page: Page, chosen: gr.Dropdown) -> Things:
             )  # fmt: skip
             if number:
                 sets.append(
-                    Choice(
+                    gr.Dropdown(
                         _sets(studio), value=SAME, label="Its photos", info="The same, or a set of its own",
                         elem_id=f"train-photos{ending}", min_width=120,
                     )

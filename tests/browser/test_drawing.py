@@ -79,6 +79,50 @@ def test_a_layout_is_painted_kept_and_comes_back(site: Site, browser: Browser) -
     page.context.close()
 
 
+def where(page: Page) -> list[int]:
+    """Of the chosen region, as a screen reader is told: left, right, top, bottom in percent."""
+    return [int(number) for number in re.findall(r"\d+", page.inner_text("#painter [data-part=said]"))]
+
+
+def test_a_layout_is_made_by_keyboard(site: Site, browser: Browser) -> None:
+    page = site.open(browser)
+    open_layout(page)
+    page.fill("#prompt textarea", PROMPT)
+    expect(page.locator("#painter [data-part=invite]")).to_contain_text("cat")
+    canvas = page.locator("#painter canvas")
+    canvas.press("Enter")
+    expect(canvas).to_have_attribute("data-drawn", "cat:25")
+    assert where(page) == [25, 75, 25, 75]
+    for key, times in (("ArrowLeft", 9), ("ArrowUp", 4), ("Shift+ArrowRight", 8), ("Shift+ArrowUp", 30)):
+        for _ in range(times):
+            canvas.press(key)
+    assert where(page) == [0, 75, 13, 16]  # it stops at the edge, and never gets flat
+    for _ in range(16):
+        canvas.press("Shift+ArrowDown")
+    assert where(page) == [0, 75, 13, 66]
+    before = drawn(page)
+    page.click("#painter [data-part=add]")
+    canvas.press("Enter")
+    assert drawn(page) != before.replace(" dog", "")  # it covers the first one
+    for _ in range(40):
+        canvas.press("ArrowDown")
+        canvas.press("Shift+ArrowUp")
+    assert drawn(page).split()[0] == before and drawn(page).split()[1].startswith("dog:")  # which is whole again
+    canvas.press("Control+z")
+    canvas.press("Delete")
+    expect(canvas).to_have_attribute("data-drawn", before)
+    page.locator("#painter .region .swatch").press("Enter")
+    expect(page.locator("#painter .region .swatch")).to_be_focused()
+
+    page.fill("#painter .region input", "4")
+    page.press("#painter .region input", "Tab")
+    page.fill("#painter .region input", "")
+    page.press("#painter .region input", "Tab")
+    expect(page.locator("#painter .region input")).to_have_value("4")
+    page.click("#painter [data-part=clear]")
+    page.context.close()
+
+
 def test_masks_are_found_and_painted(site: Site, browser: Browser, tmp_path: Path) -> None:
     page = site.open(browser)
     rng = np.random.default_rng(0)
