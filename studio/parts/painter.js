@@ -128,7 +128,7 @@ function draw() {
   }
   const nothing = !regions.some((one) => share(one.mask));
   part('invite').hidden = !layout || !nothing || Boolean(drag);
-  part('invite').textContent = words.some((one) => one.likely) ? 'Drag a box for “' + ((regions[chosen] || {}).words || nextWord()[0]) + '”' : 'Write the prompt first, then drag a box for each thing in it';
+  part('invite').textContent = words.some((one) => one.likely) ? 'Drag a box for “' + ((regions[chosen] || {}).words || nextWord()[0]) + '”, or press Enter here' : 'Write the prompt first, then drag a box for each thing in it';
   canvas.dataset.drawn = regions.map((one) => one.words + ':' + Math.round(100 * share(one.mask))).join(' ');
   canvas.setAttribute('aria-label', 'Drawing: ' + regions.map((one) => one.words + ' ' + Math.round(100 * share(one.mask)) + ' %').join(', '));
 }
