@@ -46,6 +46,7 @@ class Memory:
     changes: Sequence[Callable[..., Any]]
     recall: Callable[[list[Any]], Sequence[Any]] | None = None
     outputs: Sequence[gr.components.Component] = ()
+    once: bool = False  # forget it when it was recalled
 
 
 @dataclass
@@ -113,9 +114,11 @@ def _keep(blocks: gr.Blocks, memory: Memory) -> None:
 
     def recall(kept: Any) -> list[Any]:
         with reported():
-            return _recalled(memory, kept)
+            return [*_recalled(memory, kept), *forgotten]
 
-    blocks.load(recall, kept, list(memory.outputs), queue=False, show_progress="hidden", api_visibility="private")
+    forgotten = ["[]"] if memory.once else []  # "" would not be written down
+    outputs = [*memory.outputs, *([kept] if memory.once else [])]
+    blocks.load(recall, kept, outputs, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def _recalled(memory: Memory, kept: Any) -> list[Any]:
@@ -126,7 +129,7 @@ def _recalled(memory: Memory, kept: Any) -> list[Any]:
         if memory.recall is None or not isinstance(values, list) or len(values) != len(memory.components):
             return nothing
         return list(memory.recall(values))
-    except (ValueError, TypeError, AttributeError, StudioError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, StudioError) as error:
         log.warning("What the browser remembered as '%s' is not usable: %s", memory.key, error)
         return nothing
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
 
@@ -10,7 +11,7 @@ import gradio as gr
 
 from pipelines import StudioError
 from studio.jobs import Job
-from studio.page import Page, Watch
+from studio.page import Memory, Page, Watch
 from studio.parts.cards import picked
 from studio.parts.live import progress_text
 from studio.parts.message import answering, done, problem
@@ -79,6 +80,7 @@ def build(studio: Studio, page: Page, chosen: gr.Dropdown, gallery: gr.HTML, nam
         return opened and replace(opened, before=value), said
 
     editor.save.click(write, [editor.opened, editor.board], [editor.opened, message], **QUIET)
+    _keep_draft(studio, page, editor, box, message)
 
 
 def _editor() -> _Editor:
@@ -121,6 +123,24 @@ def _wire_opening(
         **QUIET,
     )
     gr.on([editor.close.click, chosen.change], shut, before, [editor.column, editor.opened, message], **QUIET)
+
+
+def _keep_draft(studio: Studio, page: Page, editor: _Editor, box: gr.Accordion, message: gr.HTML) -> None:
+    """The browser keeps what is painted until it is saved: a reloaded page saves it."""
+    draft = gr.Textbox("", visible=False)
+    told = editor.opened.change(lambda now: json.dumps(asdict(now)) if now else "", editor.opened, draft, **QUIET)
+
+    def recall(values: list[Any]) -> list[Any]:
+        if not values[0]:
+            return [gr.skip(), gr.skip()]
+        given = json.loads(values[0])
+        layers = tuple(str(name) for name in given["layers"])
+        opened = Opened(str(given["dataset"]), str(given["photo"]), layers, str(given["before"]))
+        said = _left(studio, opened, str(values[1] or ""))
+        return [gr.update(open=True) if said else gr.skip(), said]
+
+    changes = [editor.board.paint, told.then]
+    page.remember(Memory("masks", [draft, editor.board], changes, recall, [box, message], once=True))
 
 
 def _left(studio: Studio, opened: Opened | None, value: str) -> str:
