@@ -60,6 +60,7 @@ def controls(**changed: Any) -> dict[str, Any]:
         "placed": [], "negative": "", "steps": 4, "guidance": 7.5, "scheduler": "ddim", "width": 0, "height": 0,
         "apart": "never", "guide": 0.08, "guided_steps": "", "outside": -1e8, "figure": False, "recur": 0,
         "ramp": False, "trim": False, "start": None, "start_photos": [], "start_strength": "",
+        "start_sizes": "", "counted": "",
     }  # fmt: skip
     return plain | {f"strength-{number}": 1.0 for number in range(MOST_CONCEPTS)} | changed
 
