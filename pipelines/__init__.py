@@ -60,6 +60,7 @@ _WHERE = {
     "Request": "request",
     "usual_guidance": "request",
     "check_base": "library",
+    "named_subjects": "naming",
     "import_original": "incoming",
     "is_locked": "files",
     "Entry": "concept_folder",

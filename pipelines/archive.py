@@ -1,8 +1,10 @@
 """A concept as one zip: exactly its files, flat, stored. What others send is read with every suspicion.
 
 Our zips are byte-equal for equal concepts: no dates, no extra fields. On reading, names outside the known four,
-doubled names, links, encryption, zip64 and trailing data are refused before anything is unpacked, and nothing is ever
-unpacked to disk: the bytes are read up to each file's limit and checked against concept.json.
+doubled names, links, encryption, zip64 and trailing data are refused before anything is unpacked, and nothing of them
+is unpacked to disk: the bytes are read up to each file's limit and checked against concept.json.
+
+Zips of other tools' folders are held to the same, but for the names: they are unpacked, below one folder.
 """
 
 from __future__ import annotations
@@ -11,17 +13,21 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO
 
 from pipelines.concept_folder import LIMITS, RECORD, WEIGHTS
 from pipelines.errors import StudioError
-from pipelines.files import printable, write_atomic
+from pipelines.files import printable, spare_disk, write_atomic
 
 _END = struct.Struct("<4s4H2LH")  # end of central directory: signature, disks, entries, size, offset, comment length
 _DIRECTORY_LIMIT = 64_000  # bytes; four entries need 300
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _ZIP_LIMIT = sum(LIMITS.values())
+_MOST_FILES = 500  # in somebody else's folder
+_PIECE = 1 << 20  # bytes that are unpacked at a time
+_CLUTTER = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what file managers add
 
 
 def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
@@ -89,25 +95,75 @@ def _check_entries(names: list[str]) -> None:
 
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    limit = LIMITS[entry.filename]
+    buffer = io.BytesIO()
+    _copy(archive, entry, LIMITS[entry.filename], buffer)
+    return buffer.getvalue()
+
+
+def _copy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int, into: IO[bytes]) -> None:
+    """One plain file of at most `limit` bytes, and no more of it than the directory says."""
+    name = printable(entry.filename)
     kind = entry.external_attr >> 28  # the Unix file type; 0 when not written on Unix, 8 a plain file
     if kind not in (0, 8) or entry.flag_bits & 1:
-        raise _refused(f"{entry.filename} is a link or encrypted")
+        raise _refused(f"{name} is a link or encrypted")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.file_size > limit:
-        raise _refused(f"{entry.filename} is too large or packed in an unknown way")
+        raise _refused(f"{name} is too large or packed in an unknown way")
     if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
         raise _refused(f"{entry.filename} is not as large as it says")
     if entry.file_size > 20 * entry.compress_size + 1_000_000:  # weights are noise, which no packing shrinks
-        raise _refused(f"{entry.filename} swells beyond reason when unpacked")
+        raise _refused(f"{name} swells beyond reason when unpacked")
+    left = entry.file_size
+    for piece in _pieces(archive, entry):
+        left -= len(piece)
+        if left < 0:
+            break
+        into.write(piece)
+    if left:
+        raise _refused(f"{name} is not as large as it says")
+
+
+def _pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     try:
         with archive.open(entry) as file:
-            data = file.read(min(limit, entry.file_size) + 1)
+            while piece := file.read(_PIECE):
+                yield piece
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
-        raise _refused(f"{entry.filename} is damaged") from error
-    if len(data) != entry.file_size:
-        raise _refused(f"{entry.filename} is not as large as it says")
-    return data
+        raise _refused(f"{printable(entry.filename)} is damaged") from error
+
+
+def packed_folder(path: Path) -> bool:
+    """Whether `path` is a zip of something else than a concept of ours; a .pt, a zip as well, is none by its name."""
+    return path.suffix.lower() == ".zip" and zipfile.is_zipfile(path) and not looks_like_zip(path)
+
+
+def unpack_folder(path: Path, target: Path) -> None:
+    """The files of a zipped folder below the new folder `target`. StudioError with the reason when it isn't sound;
+    what was unpacked until then is left for the caller to remove."""
+    with _open(path) as archive:
+        entries = [entry for entry in archive.infolist() if not set(_CLUTTER) & set(entry.filename.split("/"))]
+        wanted = {_place(entry.filename): entry for entry in entries if not entry.is_dir()}
+        folded = {str(place).casefold() for place in wanted}
+        if len(wanted) > _MOST_FILES or sum(entry.file_size for entry in wanted.values()) > _ZIP_LIMIT:
+            raise _refused("it holds too much")
+        above = {str(folder).casefold() for place in wanted for folder in place.parents}
+        if len(folded) < sum(not entry.is_dir() for entry in entries) or folded & above:
+            raise _refused("it contains two files of one name")
+        for place, entry in wanted.items():
+            file = target / place
+            with spare_disk(file, entry.file_size):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("xb") as into:
+                    _copy(archive, entry, _ZIP_LIMIT, into)
+
+
+def _place(name: str) -> PurePosixPath:
+    """Where a file goes, which is never outside the folder it is unpacked into."""
+    place = PurePosixPath(name)
+    plain = name.isprintable() and not any(sign in name for sign in '\\:*?"<>|') and len(name) <= 240
+    if place.is_absolute() or not plain or ".." in place.parts or not 1 <= len(place.parts) <= 8:
+        raise _refused(f"'{printable(name)}' is no place for a file")
+    return place
 
 
 def _refused(reason: str) -> StudioError:
-    return StudioError(f"This zip is not taken: {reason}. Export the concept again and send it as it is.")
+    return StudioError(f"This zip is not taken: {reason}. Export or pack it again and send it as it is.")

@@ -1,14 +1,16 @@
-"""Concepts that come from elsewhere: our own zips and weights files, and other tools' original files."""
+"""Concepts that come from elsewhere: our own zips and weights files, and other tools' original files and folders, also
+zipped."""
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines import concept_folder as folders
 from pipelines import files
-from pipelines.archive import looks_like_zip, read_zip
+from pipelines.archive import looks_like_zip, packed_folder, read_zip, unpack_folder
 from pipelines.concept import Concept, Subject, Trained
 from pipelines.errors import StudioError
 from pipelines.intake import load_tensors, parse_json, parse_tensors
@@ -26,6 +28,17 @@ def read_any(
     if path.is_file() and looks_like_zip(path):
         concept, content = read_own_zip(path)
         return _adjusted(concept, name, base), content
+    if path.is_file() and packed_folder(path):
+        # a format may look for files in the folders above, and must not find any that aren't of the zip
+        with tempfile.TemporaryDirectory(prefix="attune-import-") as temporary:
+            target = Path(temporary, "a", "b", "c", "d", path.stem)
+            unpack_folder(path, target)
+            return _read_other(_content(target), name, noun, base)
+    return _read_other(path, name, noun, base)
+
+
+def _read_other(path: Path, name: str, noun: str, base: Mapping[str, str] | None) -> tuple[Concept, dict[str, bytes]]:
+    """A lone weights file of ours, or another tool's file or folder."""
     concept_or_none = folders.own_concept(path) if path.is_file() and path.suffix == ".safetensors" else None
     if concept_or_none is None:
         trained = import_original(path, name=name, noun=noun, base=base)
@@ -33,6 +46,16 @@ def read_any(
         _check_method(concept_or_none)
         trained = Trained(_adjusted(concept_or_none, name, base), load_tensors(path)[0])
     return trained.concept, folders.pack(trained)
+
+
+def _content(folder: Path) -> Path:
+    """What a zip is about: its folder, or the only thing in it where somebody packed that one."""
+    from pipelines import formats
+
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    if len(inside) != 1 or any(form.detect(folder) for form in formats.formats().values()):
+        return folder
+    return _content(inside[0])
 
 
 def read_own_zip(path: Path) -> tuple[Concept, dict[str, bytes]]:

@@ -100,7 +100,7 @@ class Library:
         return self._publish(clean, folders.pack(Trained(concept, trained.tensors), image, training_log(events)))
 
     def rename(self, name: str, new: str, version: int | None = None) -> Concept:
-        """Call it `new`; `<old>` becomes `<new>` where that was the token.
+        """Call it `new`; `<old>` becomes `<new>` where that was the token (see `renamed` for several).
 
         StudioError when `new` is taken or malformed, or when the concept is no longer at `version` (someone edited it).
         """
@@ -110,7 +110,9 @@ class Library:
             concept = renamed(entry.concept, new)
             others = [other.concept for other in self.entries() if other.id != entry.id]
             if taken(concept, others):
-                raise StudioError(f"'{files.printable(new)}' is already in the library. Choose another name.")
+                raise StudioError(
+                    f"'{files.printable(new)}' or its word is already in the library. Choose another name."
+                )
             return concept
 
         return self._edit(name, change, version)
@@ -183,7 +185,8 @@ class Library:
     def add(
         self, path: str | Path, *, name: str = "", noun: str = "", base: Mapping[str, str] | None = None
     ) -> Concept:
-        """Add a concept from a zip of ours, a lone weights file of ours, or another tool's original file.
+        """Add a concept from a zip of ours, a lone weights file of ours, or another tool's file or folder, zipped or
+        not.
 
         `name`, `noun` and `base` are for original files, which don't say; a `name` also renames ours.
         StudioError with the reason when the file is refused; nothing has then changed.

@@ -7,9 +7,23 @@ import re
 from collections.abc import Sequence
 
 from pipelines.concept import Concept, Subject
-from pipelines.files import name_key
+from pipelines.errors import StudioError
+from pipelines.files import clean_name, name_key
+from pipelines.tokens import check_token
 
+AND = "-and-"  # between the names of what was learned in one run
 _LONGEST = 90  # characters of a name before its number
+
+
+def named_subjects(nouns: Sequence[str], names: Sequence[str]) -> tuple[Subject, ...]:
+    """What is to be learned, "cat" as <my-cat>. StudioError when a name is no word, is there twice, or has no noun."""
+    if not names or len(nouns) != len(names):
+        raise StudioError(f"There are {len(names)} names for {len(nouns)} nouns. Give each subject one of both.")
+    if len({name_key(name) for name in names}) < len(names):
+        raise StudioError(f"Two subjects can't share a name ({', '.join(names)}). Choose another for one of them.")
+    return tuple(
+        Subject(check_token(f"<{name}>"), clean_name(noun, "noun")) for noun, name in zip(nouns, names, strict=True)
+    )
 
 
 def unique(concept: Concept, others: Sequence[Concept]) -> Concept:
@@ -43,10 +57,16 @@ def _numbered(concept: Concept, number: int, name: bool, tokens: bool) -> Concep
 
 
 def renamed(concept: Concept, name: str) -> Concept:
-    """`concept` under another name; its token follows when it was made of the old name."""
+    """`concept` under another name; its token follows when it was made of the old name.
+
+    Several tokens follow when the new name has a word for each, as a run's name has: tom-and-rex for <tom> and <rex>.
+    """
     subjects = concept.subjects
-    if len(subjects) == 1 and subjects[0].token == token_of(concept.name):
+    if len(subjects) == 1 and re.fullmatch(re.escape(token_of(concept.name)[:-1]) + r"(-\d+)?>", subjects[0].token):
         subjects = (Subject(token_of(name), subjects[0].noun),)
+    words = [word for word in name.split(AND) if token_of(word) == f"<{word}>"]
+    if len(subjects) > 1 and len({name_key(word) for word in words}) == len(subjects) == name.count(AND) + 1:
+        subjects = tuple(Subject(f"<{word}>", item.noun) for word, item in zip(words, subjects, strict=True))
     return dataclasses.replace(concept, name=name, subjects=subjects)
 
 

@@ -21,19 +21,19 @@ import numpy as np
 from PIL import Image
 
 from pipelines.checkpoint import newest
-from pipelines.concept import Concept, Subject, Trained
+from pipelines.concept import Concept, Trained
 from pipelines.errors import StudioError
 from pipelines.eventlog import EventLog
 from pipelines.events import Event, Finished, Note, Progress, Snapshot
-from pipelines.files import check_id, clean_name, is_locked, lock, name_key
+from pipelines.files import check_id, is_locked, lock
 from pipelines.joblog import RUN_LOCK
 from pipelines.methods import get_method
+from pipelines.naming import AND, named_subjects
 from pipelines.processes import agree, join
 from pipelines.run_classes import CLASSES, check_classes, keep_classes
 from pipelines.run_data import Work, check, gather, read_photos
 from pipelines.run_recipe import NAME, Recipe, photo_files, read_recipe, trim_log
 from pipelines.stopped import CHECKPOINTS, discard, publish, unfinished
-from pipelines.tokens import check_token
 
 if TYPE_CHECKING:
     from pipelines.data import Data
@@ -71,7 +71,7 @@ def train_concept(
     that name, from its own copies of the photos. StudioError for everything a person can put right.
     """
     params = params.model_copy(update={"masked_loss": True}) if masks else params
-    folders, subjects = _several(photos), _subjects(_several(noun), _several(name))
+    folders, subjects = _several(photos), named_subjects(_several(noun), _several(name))
     if len(folders) not in (1, len(subjects)):
         raise StudioError(
             f"There are {len(folders)} folders of photos for {len(subjects)} names. Name one folder for each, or one "
@@ -84,7 +84,7 @@ def train_concept(
     base = {"id": model.id, "fingerprint": model.fingerprint, "kind": model.kind}
     steps = sum(stage.steps for stage in get_method(method).stages(params))
     settings = params.model_dump(mode="json")
-    recipe = Recipe("-and-".join(_several(name)), subjects, method, settings, seed, base, steps)
+    recipe = Recipe(AND.join(_several(name)), subjects, method, settings, seed, base, steps)
     work = Work(workspace, model, recipe, params, Path(), join(), resume, classes)
     if not work.share.main:
         work.folder, work.resume = _told(work)
@@ -98,17 +98,6 @@ def train_concept(
 
 def _several(value: Any) -> list[Any]:
     return [value] if isinstance(value, str | Path) else list(value)
-
-
-def _subjects(nouns: Sequence[str], names: Sequence[str]) -> tuple[Subject, ...]:
-    """StudioError when a name is no word, is there twice, or has no noun."""
-    if not names or len(nouns) != len(names):
-        raise StudioError(f"There are {len(names)} names for {len(nouns)} nouns. Give each subject one of both.")
-    if len({name_key(name) for name in names}) < len(names):
-        raise StudioError(f"Two subjects can't share a name ({', '.join(names)}). Choose another for one of them.")
-    return tuple(
-        Subject(check_token(f"<{name}>"), clean_name(noun, "noun")) for noun, name in zip(nouns, names, strict=True)
-    )
 
 
 def record(events: Iterator[Event], folder: Path) -> Iterator[Event]:
@@ -192,10 +181,22 @@ def _learned(work: Work) -> Iterator[Event]:
         work.recipe.finished(work.folder, concept.name)
         shutil.rmtree(work.folder / CLASSES, ignore_errors=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
-        if concept.name != work.recipe.name:
-            yield Note(f"The library has a '{work.recipe.name}' already: this one is called '{concept.name}'.")
+        yield from map(Note, _renaming(work.recipe, concept))
         trained = Trained(concept, trained.tensors)
     yield Finished(trained)
+
+
+def _renaming(recipe: Recipe, concept: Concept) -> list[str]:
+    """A sentence for a name that was taken, and for each word that was: a concept may clash by either alone."""
+    told = []
+    if concept.name != recipe.name:
+        told.append(f"The library has a '{recipe.name}' already: this one is called '{concept.name}'.")
+    for wanted, given in zip(recipe.subjects, concept.subjects, strict=True):
+        if wanted.token != given.token:
+            told.append(
+                f"{wanted.token} belongs to another concept already: in a prompt, write {given.token} for this."
+            )
+    return told
 
 
 def _look(work: Work, data: Data, event: Progress) -> Iterator[Event]:

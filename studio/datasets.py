@@ -26,6 +26,7 @@ MOST_BYTES = 64_000_000  # one uploaded file
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".txt")
 MUDI = "metadata.jsonl"
 CLASSES = "class_metadata.jsonl"  # in a set of class pictures
+MASK_MARK = "-masklabel"  # between a photo's name and that of what its mask shows
 SHOWN = 512  # short side in pixels at which a photo is looked at
 
 
@@ -92,6 +93,7 @@ class Datasets:
             if dataset:
                 _copy(self.folder(dataset), trial)
             added = [_safe_name(path.name) for path in files]
+            _check_photos(added, trial)
             for path, name in zip(files, added, strict=True):
                 shutil.copyfile(path, trial / name)
             if len(load_photos(trial, short_side=64, notes=notes)) > MOST_PHOTOS:
@@ -209,6 +211,16 @@ def _check(files: Sequence[Path]) -> None:
             raise StudioError(f"{path.name} is not a photo Attune reads. Save it as PNG, JPEG or WebP.")
         if path.stat().st_size > MOST_BYTES:
             raise StudioError(f"{path.name} is larger than {MOST_BYTES // 1_000_000} MB. Make it smaller.")
+
+
+def _check_photos(added: Sequence[str], folder: Path) -> None:
+    """StudioError where neither the upload nor the set it goes into has a photo: captions and masks belong to one."""
+    names = [Path(name) for name in (*added, *(path.name for path in folder.iterdir()))]
+    if not any(name.suffix.lower() in ENDINGS[:-1] and MASK_MARK not in name.stem for name in names):
+        raise StudioError(
+            f"There is no photo among what you added, only {', '.join(added[:4])}{' ...' if len(added) > 4 else ''}. "
+            "Add the PNG, JPEG or WebP photos that captions and masks belong to together with them."
+        )
 
 
 def _safe_name(name: str) -> str:

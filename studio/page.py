@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from studio.parts.message import reported
 log = logging.getLogger(__name__)
 EVERY = 0.7  # seconds between two looks
 _KEEP = "(...values) => JSON.stringify(values)"  # as text: one list would be taken for a list of outputs
+_SEEN = "(value) => JSON.stringify(value ?? null)"
 _RECALL = "(kept, ...now) => { const then = JSON.parse(kept || '[]'); return then.length === now.length ? then : now; }"
 
 
@@ -33,11 +35,18 @@ class Watch:
 
 @dataclass(frozen=True)
 class Memory:
-    """Components whose values the browser keeps under `key` whenever one of the events `changes` happens."""
+    """Components whose values the browser keeps under `key` whenever one of the events `changes` happens.
+
+    They come back as they were; or, where they may have become outdated meanwhile, through `recall`, which gets the
+    values and gives updates for `outputs`. The values come from a browser: it must not trust them.
+    """
 
     key: str
     components: Sequence[gr.components.Component]
     changes: Sequence[Callable[..., Any]]
+    recall: Callable[[list[Any]], Sequence[Any]] | None = None
+    outputs: Sequence[gr.components.Component] = ()
+    once: bool = False  # forget it when it was recalled
 
 
 @dataclass
@@ -50,6 +59,16 @@ class Page:
 
     opened: list[Callable[[], None]] = field(default_factory=list)  # called when a page is opened or reloaded
     memories: list[Memory] = field(default_factory=list)
+
+    def seen(self, component: gr.components.Component) -> gr.Textbox:
+        """The component's value as JSON, for a watch of a dropdown whose list changes while the page is open.
+
+        Gradio refuses a value that has gone from the list, and with it the whole event: the timer would never come as
+        far as choosing another one.
+        """
+        value = gr.Textbox(json.dumps(getattr(component, "value", None)), visible=False)
+        component.change(None, component, value, js=_SEEN, show_progress="hidden")
+        return value
 
     def watch(self, watch: Watch) -> None:
         """Keep its outputs up to date on every open page, from its first moment on."""
@@ -89,7 +108,30 @@ def _keep(blocks: gr.Blocks, memory: Memory) -> None:
     components = list(memory.components)
     for change in memory.changes:  # events of our own widgets are no triggers for gr.on
         change(None, components, kept, js=_KEEP, show_progress="hidden")
-    blocks.load(None, [kept, *components], components, js=_RECALL, show_progress="hidden")
+    if memory.recall is None:
+        blocks.load(None, [kept, *components], components, js=_RECALL, show_progress="hidden")
+        return
+
+    def recall(kept: Any) -> list[Any]:
+        with reported():
+            return [*_recalled(memory, kept), *forgotten]
+
+    forgotten = ["[]"] if memory.once else []  # "" would not be written down
+    outputs = [*memory.outputs, *([kept] if memory.once else [])]
+    blocks.load(recall, kept, outputs, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def _recalled(memory: Memory, kept: Any) -> list[Any]:
+    """Nothing where nothing was kept, or what was kept by another version or changed by hand."""
+    nothing = [gr.skip() for _ in memory.outputs]
+    try:
+        values = json.loads(kept or "[]")
+        if memory.recall is None or not isinstance(values, list) or len(values) != len(memory.components):
+            return nothing
+        return list(memory.recall(values))
+    except (ValueError, TypeError, AttributeError, LookupError, StudioError) as error:
+        log.warning("What the browser remembered as '%s' is not usable: %s", memory.key, error)
+        return nothing
 
 
 def _look(watches: Sequence[Watch], before: dict[int, Hashable], values: list[Any]) -> list[Any]:

@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import EMBEDDED, Photo, StudioError, new_id, write_atomic
+from studio.datasets import MASK_MARK
 from studio.parts.painter import Drawn, drawing, regions
 from studio.session import Studio
 from studio.work import EXAMPLE
@@ -21,6 +23,16 @@ from studio.work import EXAMPLE
 Mask = NDArray[np.bool_]  # (height, width)
 _ORIENTATION = 0x0112  # EXIF tag
 EXAMPLE_STAYS = "The example comes with its masks and stays as it is. Add photos of your own to paint masks."
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A photo in the mask editor: the names of its masks there, and the drawing as it was when they were last saved."""
+
+    dataset: str
+    photo: str
+    layers: tuple[str, ...]
+    before: str
 
 
 def photo_of(studio: Studio, dataset: str, name: str) -> Photo:
@@ -70,10 +82,22 @@ def save_masks(studio: Studio, dataset: str, name: str, names: Sequence[str], va
     return changed
 
 
+def save_changes(studio: Studio, opened: Opened | None, value: str) -> list[str]:
+    """Write what a person changed since the photo was opened, and nothing else: meanwhile masks may have been found."""
+    if opened is None:
+        return []
+    drawn, before = regions(value), regions(opened.before)
+    if [one.mask.shape for one in drawn] != [one.mask.shape for one in before]:
+        raise StudioError("The drawing is not of this photo any more. Click the photo again.")
+    changed = [at for at, one in enumerate(drawn) if (one.mask != before[at].mask).any()]
+    names = [opened.layers[at] for at in changed]
+    return save_masks(studio, opened.dataset, opened.photo, names, drawing([drawn[at] for at in changed]))
+
+
 def _file(photo: Path, layer: str) -> Path:
     if layer and not re.fullmatch(r"[\w.-]{1,64}", layer):
         raise StudioError(f"'{layer[:40]}' can't name a mask. Call the thing by letters, digits, '-' and '_'.")
-    return photo.with_name(f"{photo.stem}-masklabel{'-' if layer else ''}{layer}.png")
+    return photo.with_name(f"{photo.stem}{MASK_MARK}{'-' if layer else ''}{layer}.png")
 
 
 def _discard(studio: Studio, path: Path) -> None:
@@ -92,6 +116,25 @@ def _png(mask: Mask, size: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", exif=upright)
     return buffer.getvalue()
+
+
+def thing_names(found: dict[str, Any] | None) -> list[str]:
+    """thing1, thing2 ... as far as a search without a word wrote masks of them; [] for any other."""
+    files = [*found["written"], *found["kept"]] if found else []
+    names = {Path(file).stem.rpartition(f"{MASK_MARK}-")[2] for file in files}
+    names = {name for name in names if re.fullmatch(r"thing[1-9]\d?", name)}
+    return sorted(names, key=lambda name: int(name.removeprefix("thing")))
+
+
+def unused_masks(studio: Studio, things: Sequence[dict[str, str]]) -> str:
+    """A sentence where the masks of a photo set all have names, and nothing that is learned from it has one of them."""
+    for dataset in dict.fromkeys(one["photos"] for one in things if one["photos"] != EXAMPLE):
+        masks = [path.stem.partition(MASK_MARK)[2] for path in studio.datasets.folder(dataset).glob(f"*{MASK_MARK}*.*")]
+        names = sorted({name.removeprefix("-") for name in masks})
+        if names and not {"", *(one["name"] for one in things if one["photos"] == dataset)} & set(names):
+            which = " and ".join(names[:6])
+            return f" The masks of its photos are of {which}, and nothing here is called so: they are not used."
+    return ""
 
 
 def has_finder(where: str) -> bool:

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import numpy as np
@@ -20,6 +22,7 @@ from PIL import Image
 from pipelines import Progress, StudioError, Workspace, tokenize
 from studio.datasets import Datasets, with_mask
 from studio.jobs import JobRunner
+from studio.page import Memory, _recalled
 from studio.parts.cards import Card, cards_markup
 from studio.parts.chips import chips_markup, split
 from studio.parts.jobstrip import JobLine, jobs_markup
@@ -27,12 +30,15 @@ from studio.parts.live import train_markup
 from studio.parts.message import answering, problem
 from studio.parts.pictures import data_uri, thumbnail
 from studio.parts.plot import loss_plot
+from studio.parts.runs import runs_markup
 from studio.parts.scrubber import payload
 from studio.render import View, fold
 from studio.serve import Address, credentials, free_port, launch_options
 from studio.session import Studio
+from studio.tabs.train import _live
 from studio.work import Training, start_change_of_base, start_training, start_warming
 from tests.browser.server import HOST, running
+from tests.concepts import trained
 from tests.tiny import tiny_folder, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -221,6 +227,12 @@ def test_photo_sets_take_all_or_nothing(tmp_path: Path) -> None:
     (photo,) = sets.photos(dataset)
     assert photo.caption == "a photo of <it>" and list(photo.masks) == [""]
     assert [each.title for each in sets.all()] == ["Mine: <b>"]
+    for alone in (tmp_path / "a.txt", mask):
+        with pytest.raises(StudioError, match=f"no photo among what you added, only {alone.name}") as told:
+            sets.add([alone], "x")
+        assert "/" not in str(told.value)
+    sets.add([tmp_path / "a.txt"], "", dataset)
+    assert len(sets.all()) == 1
     with pytest.raises(StudioError, match="mask"):
         sets.add([picture(tmp_path / "b.png"), picture(tmp_path / "b-masklabel.png", (9, 9), "white")], "", dataset)
     assert len(sets.photos(dataset)) == 1
@@ -278,6 +290,34 @@ def test_a_training_is_refused_before_it_is_queued(tmp_path: Path) -> None:
         studio.close()
 
 
+def test_a_run_that_is_over_says_how_its_concept_is_written(tmp_path: Path) -> None:
+    """Which needn't be the word that was asked for; also when it was stopped, where nothing more can be noted."""
+    studio = Studio(Workspace(tmp_path / "w"))
+    try:
+        studio.library.save(trained("both", "<my-cat>"))
+        job = studio.jobs.submit("Train my-cat", lambda: [Progress("x", 1, 2)], kind="train")
+        assert job.wait(30) and "is in the library" not in _live(studio)
+        one = trained("my-cat")
+        studio.library.save(replace(one, concept=replace(one.concept, recipe={"run": job.id, "steps_done": 1})))
+        assert "my-cat is in the library. Write &lt;my-cat-2&gt; in a prompt." in _live(studio)
+    finally:
+        studio.close()
+
+
+def test_what_a_browser_remembers_is_not_trusted(tmp_path: Path) -> None:
+    import gradio as gr
+
+    fields: list[Any] = ["a", "b"]
+
+    def whole(values: list[Any]) -> list[Any]:
+        return [int(values[0]), str(values[1])]
+
+    memory = Memory("x", fields, [], whole, fields)
+    assert _recalled(memory, '["3", "y"]') == [3, "y"]
+    for broken in ("", None, "[]", "[1]", "{}", "nonsense", '["x", "y"]', "[null, 1]", "[[], {}]", "3"):
+        assert all(value == gr.skip() for value in _recalled(memory, broken)), broken
+
+
 def test_a_failed_job_says_why_in_its_panel(tmp_path: Path) -> None:
     runner = JobRunner(Workspace(tmp_path / "w"))
 
@@ -288,5 +328,6 @@ def test_a_failed_job_says_why_in_its_panel(tmp_path: Path) -> None:
         job = runner.submit("Train x", fail, kind="train")
         assert job.wait(30)
         assert "Do &lt;this&gt;." in train_markup(job, View())
+        assert runs_markup([replace(job.record, meta={"name": "x"})]).count("Do &lt;this&gt;.") == 1
     finally:
         runner.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -213,6 +214,58 @@ def test_foreign_files_are_told_apart(library: Library, tmp_path: Path) -> None:
     for name in ("x.txt", "x.safetensors"):
         refused(library, tmp_path / name, "no concept that Attune knows")
     refused(library, tmp_path / "none.zip", "There is no file")
+
+
+def test_a_folder_of_several_tokens_makes_the_round_trip_as_a_zip(library: Library, tmp_path: Path) -> None:
+    words = {"<tom>": torch.randn(768), "<rex>": torch.randn(768)}
+    (tmp_path / "pets").mkdir()
+    save_file(words, tmp_path / "pets" / "learned_embeds.safetensors")
+    save_file({"conv_in.delta": torch.randn(4)}, tmp_path / "pets" / "spectral_shifts.safetensors")
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as file:
+        file.writestr("__MACOSX/pets/._x", b"clutter")
+        for path in (tmp_path / "pets").iterdir():
+            file.write(path, f"pets/{path.name}")
+    concept = library.add(tmp_path / "pets.zip", noun="pet")
+    assert (concept.name, concept.method) == ("pets", "extract")
+    assert {subject.token for subject in concept.subjects} == set(words)
+    (tmp_path / "out").mkdir()
+    library.export_original("pets", tmp_path / "out")
+    again = library.add(shutil.make_archive(str(tmp_path / "again"), "zip", tmp_path / "out"), name="two", noun="pet")
+    one, other = library.load("pets").tensors, library.load(again.name).tensors
+    assert one.keys() == other.keys() and any(name.endswith(".delta") for name in one)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["../evil.bin"], "no place"),
+        (["/evil.bin"], "no place"),
+        (["a/../../evil.bin"], "no place"),
+        (["C:\\evil.bin"], "no place"),
+        (["a/b/c/d/e/f/g/h/i.bin"], "no place"),
+        (["x.bin", "X.bin"], "two files of one name"),
+        (["x", "x/y.bin"], "two files of one name"),
+        ([f"{number}.bin" for number in range(501)], "too much"),
+        (["inner.zip"], "no concept that Attune knows"),
+    ],
+)
+def test_a_hostile_folder_is_refused(library: Library, tmp_path: Path, names: list[str], reason: str) -> None:
+    (tmp_path / "in").mkdir()
+    refused(library, packed(tmp_path / "in" / "evil.zip", {name: b"x" for name in names}), reason)
+    assert not list(tmp_path.rglob("evil.bin")) and not Path("/evil.bin").exists()
+
+
+def test_links_and_swelling_files_in_a_folder_are_refused(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        link = zipfile.ZipInfo("unet/diffusion_pytorch_model.safetensors")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        file.writestr(link, "/etc/passwd")
+    refused(library, path, "is a link")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("learned_embeds.safetensors", b"\0" * 30_000_000)
+    refused(library, path, "swells")
 
 
 def test_every_format_has_what_it_takes() -> None:

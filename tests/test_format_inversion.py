@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ def test_attndreambooth_s_folder_in_and_out(identity: str, tmp_path: Path) -> No
     with attached(model, [(found, 1.0)]):
         torch.testing.assert_close(ours, output(model, "a photo of a <my-cat>"), atol=1e-4, rtol=1e-3)
     assert json.loads(written[0].read_text())["_class_name"] == "UNet2DConditionModel"
+    library = Library(Workspace(tmp_path / "w"))
+    for root in (tmp_path / "learned_embeds", tmp_path / "unet"):
+        shutil.move(root, tmp_path / "zipped" / root.name)
+    packed = shutil.make_archive(str(tmp_path / "mine"), "zip", tmp_path / "zipped")
+    again = library.load(library.add(packed, name="my-cat", noun="cat", base=trained.concept.base_model).name)
+    assert again.tensors.keys() == found.tensors.keys()
+    assert all(torch.equal(again.tensors[name], found.tensors[name]) for name in again.tensors)
 
 
 def test_the_released_layout_is_found_and_the_latest_stage_wins(tmp_path: Path) -> None:

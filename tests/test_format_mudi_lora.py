@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def test_out_and_in_again_is_the_same(model: Model, tmp_path: Path) -> None:
         torch.testing.assert_close(seen, output(model, made, "a <toy> and a <can>")[1])
     with pytest.raises(StudioError, match="already there"):
         library.export_original("both", tmp_path / "out")
+
+
+def test_a_zip_of_the_folder_comes_in(model: Model, tmp_path: Path) -> None:
+    """As Library's Original files packs it, or with the folder itself in it."""
+    library = Library(Workspace(tmp_path / "w"))
+    library.save(trained(model, rank=4))
+    library.export_original("both", tmp_path / "out" / "both")
+    for number, root in enumerate((tmp_path / "out" / "both", tmp_path / "out")):
+        library.delete("both")
+        concept = library.add(shutil.make_archive(str(tmp_path / f"zip-{number}"), "zip", root))
+        assert (concept.name, concept.method, concept.subjects) == ("both", "segmix", (CAN, TOY))
+        assert concept.params["rare_word"] == "sks hta"
 
 
 def test_the_weights_are_named_as_diffusers_names_them(model: Model, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipelines.concept import Trained
+from pipelines.concept import Subject, Trained
 from pipelines.concept_folder import record
 from pipelines.errors import StudioError
 from pipelines.events import Finished, Note, Preview, Progress
@@ -94,10 +94,27 @@ def test_rename_takes_the_token_along_and_counts_versions(library: Library) -> N
     assert (renamed.name, renamed.subjects[0].token) == ("Mimi 2", "<Mimi-2>") and library.find("Mimi 2").version == 2
     with pytest.raises(StudioError, match="changed meanwhile"):
         library.rename("Mimi 2", "x", version=1)
-    with pytest.raises(StudioError, match="already in the library"):
+    with pytest.raises(StudioError, match="'DOG' or its word is already in the library"):
         library.rename("Mimi 2", "DOG")
     assert library.rename("dog", "DOG").name == "DOG"
     assert torch.equal(library.load("Mimi 2").tensors["layer.0"], trained().tensors["layer.0"])
+
+
+def test_several_words_follow_a_name_that_has_one_for_each(library: Library) -> None:
+    one = trained("thing1-and-thing2")
+    pair = (Subject("<thing1>", "cat"), Subject("<thing2>", "dog"))
+    library.save(replace(one, concept=replace(one.concept, subjects=pair)))
+    library.save(trained("max"))
+    kept = library.rename("thing1-and-thing2", "my pets")
+    assert kept.name == "my pets" and kept.subjects == pair
+    with pytest.raises(StudioError, match="its word is already in the library"):
+        library.rename("my pets", "tom-and-max")
+    assert library.rename("my pets", "tom-and-tom").subjects == pair
+    both = library.rename("tom-and-tom", "tom-and-rex")
+    assert [(each.token, each.noun) for each in both.subjects] == [("<tom>", "cat"), ("<rex>", "dog")]
+    library.save(trained("other", "<tim>"))
+    numbered = library.save(trained("tim"))
+    assert numbered.subjects[0].token == "<tim-2>" and library.rename("tim", "ben").subjects[0].token == "<ben>"
 
 
 def test_delete_can_be_undone(library: Library) -> None:

@@ -27,6 +27,7 @@ from pipelines.model import Model
 from pipelines.prior import class_pictures
 from pipelines.runs import discard, train_concept, unfinished
 from pipelines.workspace import Workspace
+from tests.concepts import trained as trained_cat
 from tests.test_data import CAT, photos
 from tests.tiny import tiny_model
 
@@ -193,6 +194,16 @@ def test_a_second_concept_of_that_name_gets_another(workspace: Workspace, model:
         assert isinstance(last, Finished)
         names.append(last.value.concept.name)
     assert names[0] == "my-cat" and len(set(names)) == 2 and len(Library(workspace).concepts()) == 2
+
+
+def test_a_word_that_another_concept_has_is_told(workspace: Workspace, model: Model, folder: Path) -> None:
+    """The names differ, the words don't: this one gets another word, and not in silence."""
+    Library(workspace).save(trained_cat("both", "<my-cat>"))
+    events = list(start(workspace, model, folder, params={"steps": 1}))
+    assert events[-1].value.concept.name == "my-cat"  # type: ignore[union-attr]
+    assert [subject.token for subject in events[-1].value.concept.subjects] == ["<my-cat-2>"]  # type: ignore[union-attr]
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert any("<my-cat> belongs to another concept" in note and "write <my-cat-2>" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,17 @@ from PIL import Image
 
 from pipelines import StudioError, Workspace
 from studio.parts.painter import Drawn, drawing, regions
-from studio.photo_masks import layers, mask_drawing, photo_of, save_masks, with_outline
+from studio.photo_masks import (
+    Opened,
+    layers,
+    mask_drawing,
+    photo_of,
+    save_changes,
+    save_masks,
+    thing_names,
+    unused_masks,
+    with_outline,
+)
 from studio.session import Studio
 from studio.tabs import things
 from studio.work import EXAMPLE, Training, start_masks, start_training, with_rare_words
@@ -87,6 +97,21 @@ def test_an_emptied_mask_goes_to_the_trash_and_names_are_no_paths(studio: Studio
         photo_of(studio, EXAMPLE, "0001.png")
 
 
+def test_only_what_a_person_changed_is_written(studio: Studio, tmp_path: Path) -> None:
+    """A photo that is left is saved; a mask that was found while it was open and untouched stays."""
+    dataset = two_photos(studio, tmp_path)
+    shown = photo_of(studio, dataset, "wide.png")
+    names = layers(shown, ["my-cat", "other"])
+    opened = Opened(dataset, "wide.png", tuple(names), mask_drawing(shown, names))
+    assert save_changes(studio, None, "") == [] == save_changes(studio, opened, opened.before)
+    _, value = painted(studio, dataset, "wide.png", "my-cat")
+    save_masks(studio, dataset, "wide.png", *painted(studio, dataset, "wide.png", "my-dog"))  # meanwhile
+    assert save_changes(studio, opened, value) == ["wide-masklabel-my-cat.png"]
+    assert set(photo_of(studio, dataset, "wide.png").masks) == {"my-cat", "my-dog"}
+    with pytest.raises(StudioError, match="not of this photo"):
+        save_changes(studio, opened, "")
+
+
 def test_masks_are_found_and_a_persons_are_kept(studio: Studio, tmp_path: Path) -> None:
     dataset = two_photos(studio, tmp_path)
     save_masks(studio, dataset, "wide.png", *painted(studio, dataset, "wide.png"))
@@ -103,6 +128,24 @@ def test_masks_are_found_and_a_persons_are_kept(studio: Studio, tmp_path: Path) 
     assert names == {f"{photo}-masklabel-{name}.png" for photo in ("wide", "turned") for name in ("my-cat", "my-dog")}
     with pytest.raises(StudioError, match="one name"):
         start_masks(studio, dataset, ["cat", "dog"], ["x", "x"], overwrite=False)
+
+
+def test_things_without_a_word_say_what_they_are_called(studio: Studio, tmp_path: Path) -> None:
+    """Their masks are learned from under these names alone, and other names are told of."""
+    found = {"written": ["a-masklabel-thing10.png", "a-masklabel-thing2.png"], "kept": ["b-masklabel-thing1.png"]}
+    assert thing_names(found) == ["thing1", "thing2", "thing10"]
+    assert thing_names({"written": ["a-masklabel.png", "a-masklabel-dog.png"], "kept": []}) == [] == thing_names(None)
+    dataset = two_photos(studio, tmp_path)
+    for name in ("thing1", "thing2"):
+        shown = photo_of(studio, dataset, "wide.png")
+        full = drawing([Drawn(name, np.ones(shown.image.shape[:2], bool))])
+        save_masks(studio, dataset, "wide.png", [name], full)
+    example = {"photos": EXAMPLE, "noun": "cat", "name": "my-cat"}
+    tom = example | {"photos": dataset, "name": "tom"}
+    assert "of thing1 and thing2, and nothing here is called so" in unused_masks(studio, [example, tom])
+    assert unused_masks(studio, [tom, tom | {"name": "thing2"}]) == "" == unused_masks(studio, [example])
+    save_masks(studio, dataset, "wide.png", *painted(studio, dataset, "wide.png"))
+    assert unused_masks(studio, [tom]) == ""  # one has no name: it is anybody's
 
 
 def test_an_outline_joins_what_is_painted() -> None:
@@ -137,6 +180,10 @@ def test_several_things_of_a_form() -> None:
         things.complete([first, second | {"name": ""}])
     with pytest.raises(StudioError, match="What is it"):
         things.complete([first | {"noun": ""}])
+    with pytest.raises(StudioError, match="'<my cat!>' can't name a concept"):
+        things.complete([first | {"name": "my cat!"}])
+    with pytest.raises(StudioError, match="can't share a name"):
+        things.complete([first, second | {"name": "My-Cat"}])
 
 
 def test_two_things_train_in_one_run(studio: Studio, tmp_path: Path) -> None:

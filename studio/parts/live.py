@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import Snapshot, overlay
+from pipelines import Concept, Snapshot, overlay
 from studio.jobs import Job
 from studio.parts.message import done, problem
 from studio.parts.pictures import data_uri, thumbnail
@@ -19,8 +19,8 @@ from studio.render import INSIDE, View, clock
 NO_LOSS = (INSIDE, "gradient")  # curves on other scales than the losses
 
 
-def train_markup(job: Job, view: View) -> str:
-    """The training panel for the present or the last run."""
+def train_markup(job: Job, view: View, concept: Concept | None = None) -> str:
+    """The training panel for the present or the last run; `concept` is what came of it."""
     losses = {name: curve for name, curve in view.curves.items() if name not in NO_LOSS}
     parts = [
         f'<h3>{escape(job.title)}</h3><p class="now">{_now(job, view)}</p>',
@@ -28,6 +28,7 @@ def train_markup(job: Job, view: View) -> str:
         _looks(view),
         _film(view.samples),
         _ending(job, view),
+        _word(concept),
         _notes(view),
     ]
     return f'<div class="live" data-state="{job.state}" data-step="{view.before + view.step}">{"".join(parts)}</div>'
@@ -147,6 +148,14 @@ def _ending(job: Job, view: View) -> str:
     if job.state == "stopped":
         return done("Stopped. What was done so far is kept.")
     return ""
+
+
+def _word(concept: Concept | None) -> str:
+    """How it is written, which needn't be the word that was asked for."""
+    if concept is None:
+        return ""
+    tokens = " and ".join(subject.token for subject in concept.subjects)
+    return done(f"{concept.name} is in the library. Write {tokens} in a prompt.")
 
 
 def _notes(view: View) -> str:

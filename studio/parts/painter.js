@@ -128,7 +128,7 @@ function draw() {
   }
   const nothing = !regions.some((one) => share(one.mask));
   part('invite').hidden = !layout || !nothing || Boolean(drag);
-  part('invite').textContent = words.some((one) => one.likely) ? 'Drag a box for “' + ((regions[chosen] || {}).words || nextWord()[0]) + '”' : 'Write the prompt first, then drag a box for each thing in it';
+  part('invite').textContent = words.some((one) => one.likely) ? 'Drag a box for “' + ((regions[chosen] || {}).words || nextWord()[0]) + '”, or press Enter here' : 'Write the prompt first, then drag a box for each thing in it';
   canvas.dataset.drawn = regions.map((one) => one.words + ':' + Math.round(100 * share(one.mask))).join(' ');
   canvas.setAttribute('aria-label', 'Drawing: ' + regions.map((one) => one.words + ' ' + Math.round(100 * share(one.mask)) + ' %').join(', '));
 }
@@ -157,6 +157,7 @@ function row(one, number) {
   const swatch = document.createElement('button');
   [swatch.type, swatch.className, swatch.style.background, swatch.title] = ['button', 'swatch', colourOf(number), 'Draw this one'];
   swatch.setAttribute('aria-pressed', String(number === chosen));
+  swatch.setAttribute('aria-label', 'Draw ' + (one.words || 'this region'));
   const amount = document.createElement('span'), covered = share(one.mask);
   amount.textContent = covered ? (covered < 0.005 ? '< 1 %' : Math.round(100 * covered) + ' %') : 'empty';
   if (!layout) {
@@ -179,7 +180,10 @@ function row(one, number) {
 
 function show() {
   chosen = Math.max(0, Math.min(chosen, regions.length - 1));
+  const held = document.activeElement && element.contains(document.activeElement) && document.activeElement.closest('.region .swatch');
+  const number = held && held.closest('.region').dataset.number;
   part('regions').replaceChildren(...regions.map(row));
+  if (held) (element.querySelector('.region[data-number="' + number + '"] .swatch') || canvas).focus();  // the rows are new
   element.querySelectorAll('[data-tool]').forEach((button) => {
     button.setAttribute('aria-pressed', String(button.dataset.tool === tool));
     if (button.dataset.tool === 'click') button.hidden = !props.finder;
@@ -276,6 +280,7 @@ element.addEventListener('change', (event) => {
   const line = event.target.closest('.region');
   if (!line) return;
   const one = regions[Number(line.dataset.number)];
+  if (event.target.dataset.part === 'weight' && event.target.value === '') { event.target.value = one.weight; return; }  // cleared: it stays
   remember();
   if (event.target.dataset.part === 'word') [one.words, one.occurrence] = JSON.parse(event.target.value);
   else one.weight = Number(event.target.value);

@@ -45,7 +45,7 @@ def painter(elem_id: str, kind: str, visible: bool = True) -> gr.HTML:
         "",
         html_template=(_HERE / "painter.html").read_text(encoding="utf-8").replace("KIND", kind),
         js_on_load="\n".join(
-            (_HERE / name).read_text(encoding="utf-8") for name in ("strokes.js", "words.js", "painter.js")
+            (_HERE / name).read_text(encoding="utf-8") for name in ("strokes.js", "words.js", "painter.js", "keys.js")
         ),
         elem_id=elem_id,
         apply_default_css=False,

@@ -40,10 +40,11 @@ def runs_markup(records: Iterable[JobRecord]) -> str:
 def _row(record: JobRecord) -> str:
     when = time.strftime("%d %b, %H:%M", time.localtime(record.ended or record.created))
     known = escape(record.id, quote=True)
+    why = f"<p>{escape(record.error)}</p>" if record.state == "failed" and record.error else ""
     return (
         f'<div class="run"><b>{escape(record.title)}</b><span>{_WHY[record.state]}, {when}</span>'
         f'<button type="button" class="small" data-what="resume" data-id="{known}">Resume</button>'
-        f'<button type="button" class="small" data-what="discard" data-id="{known}">Throw away</button></div>'
+        f'<button type="button" class="small" data-what="discard" data-id="{known}">Throw away</button>{why}</div>'
     )
 
 

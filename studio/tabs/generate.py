@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
 
 from pipelines import SCHEDULERS, StudioError, read_picture, usual_guidance
 from studio.asked import MOST_CONCEPTS, MOST_PICTURES, asked, filled
-from studio.page import Page, Watch
+from studio.page import Memory, Page, Watch
 from studio.parts.cards import picked
 from studio.parts.chips import chips, chips_markup, split
 from studio.parts.live import generate_markup
@@ -21,6 +22,7 @@ from studio.work import start_pictures, waiting
 
 TITLE = "Generate"
 ID = "generate"
+STRONGEST = 1.5  # of a concept
 NO_PICTURE = '<p class="empty">Pictures form here while they are painted.</p>'
 
 
@@ -68,7 +70,7 @@ def _controls(studio: Studio, page: Page) -> Controls:
     )  # fmt: skip
     for number in range(MOST_CONCEPTS):
         controls[f"strength-{number}"] = gr.Slider(
-            0, 1.5, value=1, step=0.05, label="Strength", visible=False, elem_id=f"strength-{number}"
+            0, STRONGEST, value=1, step=0.05, label="Strength", visible=False, elem_id=f"strength-{number}"
         )
     with gr.Row():
         controls["seed"] = gr.Textbox(
@@ -154,27 +156,40 @@ def _wire_chips(studio: Studio, page: Page, controls: Controls, shown: gr.HTML) 
 
 
 def _wire_concepts(studio: Studio, page: Page, controls: Controls) -> None:
-    def strengths_for(names: list[str], prompt: str) -> list[Any]:
-        sliders = [
+    def strengths_for(names: list[str]) -> list[Any]:
+        return [
             gr.update(visible=True, label=f"Strength of {names[number]}")
             if number < len(names)
             else gr.update(visible=False)
             for number in range(MOST_CONCEPTS)
         ]
-        return [_with_tokens(studio, prompt or "", names), *sliders]
 
+    def follow(seen: str) -> list[Any]:
+        """A concept that is gone, or of another base, can't stay chosen: the browser would send what isn't there."""
+        choices, chosen = _concept_choices(studio), json.loads(seen) or []
+        left = [name for name in chosen if name in [value for _, value in choices]]
+        return [gr.update(choices=choices) if left == chosen else gr.update(choices=choices, value=left)]
+
+    box, prompt = controls["concepts"], controls["prompt"]
     strengths = [controls[f"strength-{number}"] for number in range(MOST_CONCEPTS)]
-    controls["concepts"].change(
-        strengths_for, [controls["concepts"], controls["prompt"]], [controls["prompt"], *strengths],
-        queue=False, show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
-    page.watch(
-        Watch(
-            [controls["concepts"]],
-            lambda: (studio.library_sign(), studio.base.fingerprint),
-            lambda: [gr.update(choices=_concept_choices(studio))],
-        )
-    )
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    box.change(strengths_for, box, strengths, **quiet)
+    # by hand alone: a recipe brings its own prompt, and so does a reloaded page
+    box.input(lambda names, prompt: _with_tokens(studio, prompt or "", names), [box, prompt], prompt, **quiet)
+    page.watch(Watch([box], lambda _: (studio.library_sign(), studio.base.fingerprint), follow, [page.seen(box)]))
+    kept = [controls["seed"], controls["count"], box, *strengths]
+    page.remember(Memory("generate", kept, [each.change for each in kept], lambda then: _recalled(studio, then), kept))
+
+
+def _recalled(studio: Studio, kept: list[Any]) -> list[Any]:
+    """Seed, count, concepts and strengths from before a reload, without the concepts that are gone."""
+    seed, count, chosen, *strengths = kept
+    choices = _concept_choices(studio)
+    fitting = [value for _, value in choices]
+    pairs = [(name, float(value)) for name, value in zip(chosen or [], strengths, strict=False) if name in fitting]
+    values = [min(max(value, 0.0), STRONGEST) for _, value in pairs] + [1.0] * (MOST_CONCEPTS - len(pairs))
+    names = gr.update(choices=choices, value=[name for name, _ in pairs])
+    return [str(seed or "")[:40], min(max(int(count), 1), MOST_PICTURES), names, *values]
 
 
 def _concept_choices(studio: Studio) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import Entry, StudioError, problems
+from pipelines import Concept, Entry, StudioError, problems
 from studio.page import Page, Watch
 from studio.parts.cards import cards, cards_markup, picked
 from studio.parts.concepts import concept_cards, concept_facts
@@ -94,8 +94,9 @@ def _details() -> _Details:
 def _wire(studio: Studio, details: _Details) -> None:
     @answering(4)
     def rename(chosen: str, name: str) -> list[Any]:
+        before = _entry(studio, chosen).concept
         concept = studio.library.rename(_entry(studio, chosen).id, name or "")
-        return [*_shown(studio, chosen), done(f"It is called {concept.name} now.")]
+        return [*_shown(studio, chosen), done(f"It is called {concept.name} now. {_words(before, concept)}")]
 
     @answering(6)
     def delete(chosen: str) -> list[Any]:
@@ -115,11 +116,11 @@ def _wire(studio: Studio, details: _Details) -> None:
 
     def original(chosen: str) -> str:
         """The way the method's own authors write it; several files as one zip."""
-        folder = studio.scratch()
-        files = studio.library.export_original(_entry(studio, chosen).id, folder)
+        entry, folder = _entry(studio, chosen), studio.scratch()
+        files = studio.library.export_original(entry.id, folder)
         if len(files) == 1:
             return str(files[0])
-        return shutil.make_archive(str(studio.scratch() / "original"), "zip", folder)
+        return shutil.make_archive(str(studio.scratch() / entry.id.rpartition("-")[0]), "zip", folder)
 
     shown = [details.chosen, details.facts, details.actions, details.name]
     details.rename.click(rename, [details.chosen, details.name], [*shown, details.message], **QUIET)
@@ -133,7 +134,8 @@ def _import(studio: Studio) -> None:
     with gr.Accordion("Import a concept", open=False, elem_id="library-import"):
         gr.HTML(
             '<p class="hint">A zip that Attune exported needs nothing else. Original files of other tools '
-            "(spectral_shifts.safetensors, residual.pt) don’t say what they show: give the word and a name.</p>"
+            "(spectral_shifts.safetensors, residual.pt) don’t say what they show: give the word and a name. A folder "
+            "of them (learned_embeds with unet, a LoRA with metadata.jsonl) comes in as a zip.</p>"
         )
         with gr.Row():
             noun = gr.Textbox(label="What is it?", placeholder="dog", min_width=120, elem_id="import-noun")
@@ -189,6 +191,16 @@ def _shown(studio: Studio, chosen: str) -> list[Any]:
         return ["", NOTHING, gr.update(visible=False), ""]
     facts = concept_facts(found[0], studio.base.fingerprint, studio.base.title)
     return [chosen, facts, gr.update(visible=True), found[0].concept.name]
+
+
+def _words(before: Concept, concept: Concept) -> str:
+    """How a renamed concept is written; where its words stay, how they would be changed."""
+    tokens = " and ".join(subject.token for subject in concept.subjects)
+    if concept.subjects != before.subjects:
+        return f"In a prompt, write {tokens}."
+    several = len(concept.subjects) > 1
+    how = " To change them, give a name with a word for each, such as tom-and-rex." if several else ""
+    return f"In a prompt it is still {tokens}.{how}"
 
 
 def _unsound(studio: Studio) -> str:

@@ -41,7 +41,7 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
         said = gr.HTML("", elem_id="example-message")
     with gr.Row():
         chosen = gr.Dropdown(
-            _choices(studio), value=_first(studio), label="Photos", elem_id="train-photos", scale=3, min_width=160
+            choices(studio), value=_first(studio), label="Photos", elem_id="train-photos", scale=3, min_width=160
         )
         upload = gr.UploadButton(
             "Add photos", file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt", ".jsonl"],
@@ -60,12 +60,13 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
         )
         save = gr.Button("Save", size="sm", min_width=70, elem_id="photo-save")
         remove = gr.Button("Remove photo", size="sm", variant="stop", min_width=110, elem_id="photo-remove")
+    built = choices(studio)
     page.watch(
         Watch(
             [chosen, shown, advice],
-            lambda value: _sign(studio, value),
-            lambda value: [gr.update(choices=_choices(studio)), _gallery(studio, value), _advice(studio, value)],
-            [chosen],
+            lambda value: _sign(studio, json.loads(value)),
+            lambda value: _look(studio, json.loads(value), built),
+            [page.seen(chosen)],
         )
     )
     page.watch(
@@ -85,7 +86,10 @@ def _wire_example(studio: Studio, button: gr.Button, said: gr.HTML) -> None:
     @answering(0)
     def train_example() -> tuple[str]:
         about = example_about(studio)
-        taken = {concept.name for concept in studio.library.concepts()}
+        known = studio.library.concepts()
+        taken = {each.name for each in known} | {
+            subject.token.strip("<>") for each in known for subject in each.subjects
+        }
         names = [about["name"], *(f"{about['name']}-{number}" for number in range(2, 1000))]
         params = load_preset(about["method"], None, "toybox")
         params = read(type(params), params.model_dump() | about["settings"])
@@ -108,7 +112,7 @@ def _wire_upload(studio: Studio, upload: gr.UploadButton, chosen: gr.Dropdown, m
         said = f"{len(files or [])} files added. {' '.join(notes)}"
         if folder not in [each.id for each in studio.datasets.all()]:
             return gr.update(), done(said.strip())  # class pictures
-        return gr.update(choices=_choices(studio), value=folder), done(said.strip())
+        return gr.update(choices=choices(studio), value=folder), done(said.strip())
 
     upload.upload(add, [upload, chosen], [chosen, message], api_visibility="private")
 
@@ -167,13 +171,26 @@ def _welcome(studio: Studio) -> str:
     )
 
 
-def _choices(studio: Studio) -> list[tuple[str, str]]:
+def choices(studio: Studio) -> list[tuple[str, str]]:
     example = [("The example", EXAMPLE)] if _has_example(studio) else []
     return [*example, *((each.title, each.id) for each in studio.datasets.all()), ("New set: add photos", NEW)]
 
 
+def _look(studio: Studio, chosen: str, built: list[tuple[str, str]]) -> list[Any]:
+    """The sets there are, and what is in the chosen one; another one is chosen where it has gone.
+
+    What a page has from its beginning isn't sent again: it could come later than a set that was added meanwhile.
+    """
+    sets = choices(studio)
+    offered = gr.skip() if sets == built else gr.update(choices=sets)
+    if chosen not in [value for _, value in sets]:
+        chosen = sets[0][1]
+        offered = gr.update(choices=sets, value=chosen)
+    return [offered, _gallery(studio, chosen), _advice(studio, chosen)]
+
+
 def _first(studio: Studio) -> str:
-    return _choices(studio)[0][1]
+    return choices(studio)[0][1]
 
 
 def _sign(studio: Studio, chosen: str) -> Hashable:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import StudioError
+from pipelines import StudioError, named_subjects
 from studio.page import Page, Watch
 from studio.session import Studio
 from studio.tabs import photos
@@ -16,6 +16,7 @@ from studio.work import EXAMPLE
 
 MOST = 6
 SAME = ""
+LONGEST = 1000  # characters of a field that a browser remembers
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -23,10 +24,12 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 class Things:
     """The fields of up to MOST things. The first one's photos are the set that is chosen above."""
 
-    count: gr.State
+    count: gr.Number  # not seen; no State, which the browser couldn't keep
     nouns: list[gr.Textbox]
     names: list[gr.Textbox]
     photos: list[gr.Dropdown]  # of the second thing on
+    shown: list[Any]  # what `_rows` updates
+    settled: gr.State  # the set that the fields speak of
 
     @property
     def all(self) -> list[Any]:
@@ -37,7 +40,7 @@ class Things:
 def build(studio: Studio, page: Page, chosen: gr.Dropdown) -> Things:
     """Rows for a thing each; all but the first are hidden until they are asked for."""
     about = photos.example_about(studio) if chosen.value == EXAMPLE else {"noun": "", "name": ""}
-    count = gr.State(1)
+    count = gr.Number(1, precision=0, visible=False)
     nouns, names, sets, rows = [], [], [], []
     for number in range(MOST):
         with gr.Row(visible=number == 0, elem_id=f"thing-{number + 1}") as row:
@@ -65,18 +68,14 @@ def build(studio: Studio, page: Page, chosen: gr.Dropdown) -> Things:
     with gr.Row(elem_classes="actions"):
         more = gr.Button("Learn another thing with it", size="sm", elem_id="train-more", min_width=140)
         fewer = gr.Button("Take the last one out", size="sm", visible=False, elem_id="train-fewer", min_width=120)
-    things = Things(count, nouns, names, sets)
-    _wire(studio, page, chosen, things, rows, more, fewer)
+    things = Things(count, nouns, names, sets, [count, *rows, more, fewer], gr.State(chosen.value))
+    _wire(studio, page, chosen, things, more, fewer)
     return things
 
 
-def _wire(
-    studio: Studio, page: Page, chosen: gr.Dropdown, things: Things, rows: Sequence[gr.Row], more: gr.Button,
-    fewer: gr.Button,
-) -> None:  # fmt: skip
-    shown = [things.count, *rows, more, fewer]
-    more.click(lambda count: _rows(count + 1), things.count, shown, **QUIET)
-    fewer.click(lambda count: _rows(count - 1), things.count, shown, **QUIET)
+def _wire(studio: Studio, page: Page, chosen: gr.Dropdown, things: Things, more: gr.Button, fewer: gr.Button) -> None:
+    more.click(lambda count: _rows((count or 1) + 1), things.count, things.shown, **QUIET)
+    fewer.click(lambda count: _rows((count or 1) - 1), things.count, things.shown, **QUIET)
     page.watch(
         Watch(
             things.photos,
@@ -84,13 +83,18 @@ def _wire(
             lambda: [gr.update(choices=_sets(studio)) for _ in things.photos],
         )
     )
-    for box, noun, name in zip([chosen, *things.photos], things.nouns, things.names, strict=True):
-        box.change(lambda *given: _known(studio, *given), [box, noun, name], [noun, name], **QUIET)
-    chosen.change(lambda given: _together(studio, given), chosen, [*shown, *things.photos], **QUIET)
+    for box, noun, name in zip(things.photos, things.nouns[1:], things.names[1:], strict=True):
+        box.input(lambda *given: _known(studio, *given), [box, noun, name], [noun, name], **QUIET)
+    chosen.change(
+        lambda *given: _chosen(studio, *given),
+        [things.settled, chosen, things.nouns[0], things.names[0]],
+        [things.settled, *things.shown, *things.nouns, *things.names, *things.photos],
+        **QUIET,
+    )
 
 
 def _rows(count: int) -> list[Any]:
-    count = max(1, min(count, MOST))
+    count = max(1, min(int(count or 1), MOST))
     rows = [gr.update(visible=number < count) for number in range(MOST)]
     return [count, *rows, gr.update(visible=count < MOST), gr.update(visible=count > 1)]
 
@@ -111,20 +115,47 @@ def _known(studio: Studio, chosen: str, noun: str, name: str) -> list[Any]:
     return ["", ""] if untouched else [gr.skip(), gr.skip()]
 
 
-def _together(studio: Studio, chosen: str) -> list[Any]:
-    """Rows for the sets that came together with this one."""
+def _chosen(studio: Studio, settled: str, chosen: str, noun: str, name: str) -> list[Any]:
+    """Another set: what it says of itself, and rows for those that came together with it.
+
+    Nothing for the set that the fields already speak of, which is how a reloaded page gets it back.
+    """
+    if chosen == settled:
+        return [gr.skip() for _ in range(4 + 4 * MOST - 1)]
+    mine = _known(studio, chosen, noun, name)
     others = studio.datasets.about(chosen).get("with", []) if chosen not in (EXAMPLE, SAME, None) else []
     known = {each.id for each in studio.datasets.all()}
     others = [other for other in others if other in known][: MOST - 1]
-    if not others:
-        return [gr.skip() for _ in range(MOST + 3 + MOST - 1)]
+    about = [studio.datasets.about(other) for other in others]
+    blank = [gr.skip() for _ in range(MOST - 1 - len(others))]
+    rows = _rows(1 + len(others)) if others else [gr.skip() for _ in range(MOST + 3)]
+    nouns = [mine[0], *(each.get("noun", "") for each in about), *blank]
+    names = [mine[1], *(each.get("name", "") for each in about), *blank]
     boxes = [gr.update(choices=_sets(studio), value=other) for other in others]
-    return [*_rows(1 + len(others)), *boxes, *(gr.skip() for _ in range(MOST - 1 - len(others)))]
+    return [chosen, *rows, *nouns, *names, *boxes, *blank]
+
+
+def recalled(studio: Studio, things: Things, chosen: str, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Components and their updates for the values of `Things.all` from before a reload; sets that are gone are left."""
+    count, given = int(values[0]), [str(value or "")[:LONGEST] for value in values[1:]]
+    known = {each.id for each in studio.datasets.all()}
+    sets = [each if each in known else SAME for each in given[2 * MOST :]]
+    boxes = [gr.update(choices=_sets(studio), value=each) for each in sets]
+    outputs = [things.settled, *things.shown, *things.nouns, *things.names, *things.photos]
+    return outputs, [chosen, *_rows(count), *given[: 2 * MOST], *boxes]
+
+
+def calling(things: Things, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """Components and their updates for a row each of the things of that name, all in the photos chosen above."""
+    names = names[:MOST]
+    called = [gr.update(value=name) for name in names] + [gr.skip() for _ in range(MOST - len(names))]
+    same = [gr.update(value=SAME) if number < len(names) else gr.skip() for number in range(1, MOST)]
+    return [*things.shown, *things.names, *things.photos], [*_rows(len(names)), *called, *same]
 
 
 def read(given: Sequence[Any]) -> list[dict[str, str]]:
     """{"photos", "noun", "name"} of each thing, from the values of `Things.all`; the fields may still be empty."""
-    count, values = int(given[0]), [(value or "").strip() for value in given[1:]]
+    count, values = int(given[0] or 1), [(value or "").strip() for value in given[1:]]
     nouns, names, sets = values[:MOST], values[MOST : 2 * MOST], [SAME, *values[2 * MOST :]]
     return [
         {"photos": photos, "noun": noun, "name": name.strip("<>")}
@@ -133,7 +164,7 @@ def read(given: Sequence[Any]) -> list[dict[str, str]]:
 
 
 def complete(things: Sequence[dict[str, str]]) -> None:
-    """StudioError when one of the things has no noun or no name."""
+    """StudioError when one of the things has no noun or no name, or a name that can't be written in a prompt."""
     for number, one in enumerate(things, start=1):
         which = f" {number}" if len(things) > 1 else ""
         if not one["noun"]:
@@ -142,6 +173,7 @@ def complete(things: Sequence[dict[str, str]]) -> None:
             )
         if not one["name"]:
             raise StudioError(f"Give thing{which} a name, such as 'my-cat'." if which else _NAME)
+    named_subjects([one["noun"] for one in things], [one["name"] for one in things])
 
 
 _NOUN = "What is it? Give the ordinary word for it, such as 'cat'."

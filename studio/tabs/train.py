@@ -8,13 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import StudioError, fields, get_method, load_preset, method_names, presets
+from pipelines import Concept, StudioError, fields, get_method, load_preset, method_names, presets
 from studio.forms import basic, component, read
-from studio.page import Page, Watch
+from studio.jobs import Job
+from studio.page import Memory, Page, Watch
 from studio.parts.cards import picked
 from studio.parts.live import train_markup
 from studio.parts.message import answering, done
 from studio.parts.runs import runs, runs_markup, wants_discard
+from studio.photo_masks import unused_masks
 from studio.session import Studio
 from studio.tabs import masks, photos, things
 from studio.work import Training, discard_training, resume_training, start_training, waiting, with_rare_words
@@ -50,6 +52,7 @@ def build(studio: Studio, page: Page) -> None:
         with gr.Column(scale=7, min_width=330):
             live = gr.HTML(NO_RUN, elem_id="train-live", apply_default_css=False)
             unfinished = runs("train-unfinished")
+    _remember(studio, page, asked)
     page.watch(Watch([kind], lambda: studio.base.kind, lambda: [studio.base.kind]))
     page.watch(Watch([live], lambda: _live_sign(studio), lambda: [_live(studio)]))
     page.watch(Watch([unfinished], lambda: _runs_sign(studio), lambda: [runs_markup(studio.jobs.history())]))
@@ -61,6 +64,23 @@ def build(studio: Studio, page: Page) -> None:
         return (done(f"{resume_training(studio, picked(event)).title} goes on."),)
 
     unfinished.pick(take_up, None, [message], api_visibility="private")
+
+
+def _remember(studio: Studio, page: Page, asked: _Asked) -> None:
+    """Photos, method and what the photos show survive a reload."""
+    kept = [asked.photos, asked.method, *asked.things.all]
+
+    def recall(values: list[Any]) -> list[Any]:
+        sets = photos.choices(studio)
+        chosen = values[0] if values[0] in [value for _, value in sets] else sets[0][1]
+        rows = things.recalled(studio, asked.things, chosen, values[2:])[1]
+        method = values[1] if values[1] in method_names() else gr.skip()
+        return [gr.update(choices=sets, value=chosen), method, *rows]
+
+    default = [1, *[""] * (len(asked.things.all) - 1)]
+    outputs = things.recalled(studio, asked.things, "", default)[0]
+    changes = [each.change for each in kept]
+    page.remember(Memory("train", kept, changes, recall, [asked.photos, asked.method, *outputs]))
 
 
 def _how(studio: Studio, chosen: gr.Dropdown, named: things.Things) -> _Asked:
@@ -141,6 +161,7 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
             ahead = len(studio.jobs.active())
             wish, told = with_rare_words(studio, wish)
             job = start_training(studio, wish)
+            told += unused_masks(studio, wish.things()) if params.masked_loss else ""
             return (done(f"{job.title.removeprefix('Train ')} is being trained.{told}{waiting(ahead)}"),)
 
         asks = [asked.photos, asked.classes, seed, *boxes.values(), *asked.things.all]
@@ -155,12 +176,18 @@ def _needed(text: str, sentence: str) -> str:
 
 def _live_sign(studio: Studio) -> Any:
     job = studio.latest("train")
-    return None if job is None else (job.id, job.state, job.since(10**12)[0])
+    return None if job is None else (job.id, job.state, job.since(10**12)[0], job.over and studio.library_sign())
 
 
 def _live(studio: Studio) -> str:
     job = studio.latest("train")
-    return NO_RUN if job is None else train_markup(job, studio.view(job))
+    return NO_RUN if job is None else train_markup(job, studio.view(job), _kept_as(studio, job))
+
+
+def _kept_as(studio: Studio, job: Job) -> Concept | None:
+    """What came of a run that is over, as it lies in the library now: it may have got another name on the way."""
+    found = (each for each in studio.library.concepts() if each.recipe.get("run") == job.id)
+    return next(found, None) if job.over else None
 
 
 def _runs_sign(studio: Studio) -> Any:

@@ -82,6 +82,50 @@ def test_a_layout_is_painted_kept_and_comes_back(site: Site, browser: Browser) -
     page.context.close()
 
 
+def where(page: Page) -> list[int]:
+    """Of the chosen region, as a screen reader is told: left, right, top, bottom in percent."""
+    return [int(number) for number in re.findall(r"\d+", page.inner_text("#painter [data-part=said]"))]
+
+
+def test_a_layout_is_made_by_keyboard(site: Site, browser: Browser) -> None:
+    page = site.open(browser)
+    open_layout(page)
+    page.fill("#prompt textarea", PROMPT)
+    expect(page.locator("#painter [data-part=invite]")).to_contain_text("cat")
+    canvas = page.locator("#painter canvas")
+    canvas.press("Enter")
+    expect(canvas).to_have_attribute("data-drawn", "cat:25")
+    assert where(page) == [25, 75, 25, 75]
+    for key, times in (("ArrowLeft", 9), ("ArrowUp", 4), ("Shift+ArrowRight", 8), ("Shift+ArrowUp", 30)):
+        for _ in range(times):
+            canvas.press(key)
+    assert where(page) == [0, 75, 13, 16]  # it stops at the edge, and never gets flat
+    for _ in range(16):
+        canvas.press("Shift+ArrowDown")
+    assert where(page) == [0, 75, 13, 66]
+    before = drawn(page)
+    page.click("#painter [data-part=add]")
+    canvas.press("Enter")
+    assert drawn(page) != before.replace(" dog", "")  # it covers the first one
+    for _ in range(40):
+        canvas.press("ArrowDown")
+        canvas.press("Shift+ArrowUp")
+    assert drawn(page).split()[0] == before and drawn(page).split()[1].startswith("dog:")  # which is whole again
+    canvas.press("Control+z")
+    canvas.press("Delete")
+    expect(canvas).to_have_attribute("data-drawn", before)
+    page.locator("#painter .region .swatch").press("Enter")
+    expect(page.locator("#painter .region .swatch")).to_be_focused()
+
+    page.fill("#painter .region input", "4")
+    page.press("#painter .region input", "Tab")
+    page.fill("#painter .region input", "")
+    page.press("#painter .region input", "Tab")
+    expect(page.locator("#painter .region input")).to_have_value("4")
+    page.click("#painter [data-part=clear]")
+    page.context.close()
+
+
 def test_masks_are_found_and_painted(site: Site, browser: Browser, tmp_path: Path) -> None:
     page = site.open(browser)
     rng = np.random.default_rng(0)
@@ -104,6 +148,38 @@ def test_masks_are_found_and_painted(site: Site, browser: Browser, tmp_path: Pat
     expect(page.locator("#train-gallery .badge")).to_have_count(1)
     (mask,) = site.workspace.glob("datasets/*/one-masklabel.png")
     painted = mask.read_bytes()
+
+    page.click("#train-gallery .card >> nth=1")  # left without saving, by another photo and by Close: kept all the same
+    expect(page.locator("#mask-title")).to_contain_text("two.png")
+    drag(page, "#mask-painter canvas", 0.25, 0.25, 0.5, 0.75)
+    assert (first := drawn(page, "#mask-painter")) in (":12", ":13")
+    page.click("#train-gallery .card >> nth=0")
+    expect(page.locator("#masks-message")).to_contain_text("Saved: two-masklabel.png")
+    page.click("#train-gallery .card >> nth=1")
+    expect(page.locator("#mask-painter canvas")).to_have_attribute("data-drawn", first)
+    drag(page, "#mask-painter canvas", 0.5, 0.25, 0.75, 0.75)
+    page.click("#mask-close")
+    expect(page.locator("#masks-message")).to_contain_text("Saved: two-masklabel.png")
+    (other,) = site.workspace.glob("datasets/*/two-masklabel.png")
+    before = other.read_bytes()
+    page.click("#train-gallery .card >> nth=1")
+    expect(page.locator("#mask-painter canvas")).to_have_attribute("data-drawn", ":25")
+    page.click("#mask-painter [data-part=clear]")
+    drag(page, "#mask-painter canvas", 0.25, 0.25, 0.75, 0.75)
+    page.click("#mask-painter [data-part=undo]")  # nothing is painted now, as a reload finds it
+    page.wait_for_timeout(1500)  # until it is kept
+    page.reload()
+    expect(page.locator("#masks-message")).to_contain_text("Saved: two-masklabel.png")
+    assert not other.exists()
+    other.write_bytes(before)
+    page.reload()  # once is enough
+    expect(page.locator("#train-gallery .card")).to_have_count(2)
+    page.wait_for_timeout(1500)
+    assert other.read_bytes() == before
+    page.click("#masks button >> nth=0")
+    expect(page.locator("#masks-find")).to_be_visible()
+    assert np.asarray(Image.open(other)).mean() == 255 / 4
+    other.unlink()
 
     page.fill("#train-noun input, #train-noun textarea", "cat")
     page.click("#masks-find")

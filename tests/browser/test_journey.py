@@ -227,6 +227,54 @@ def test_what_cannot_be_is_told_in_place(site: Site, browser: Browser, tmp_path:
     page.context.close()
 
 
+def test_a_reload_keeps_what_was_filled_in(furnished: Site, browser: Browser, tmp_path: Path) -> None:
+    """And leaves out what is gone meanwhile: a photo set, a concept."""
+    page = furnished.open(browser)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "mine.png")
+    page.set_input_files(UPLOAD, tmp_path / "mine.png")
+    expect(page.locator("#train-gallery .card")).to_have_count(1)
+    expect(page.locator("#train-noun input, #train-noun textarea")).to_have_value("")
+    page.click("#train-more")
+    for field, text in (("noun", "cat"), ("name", "my-cat"), ("noun-2", "dog"), ("name-2", "my-dog")):
+        page.fill(f"#train-{field} input, #train-{field} textarea", text)
+    page.get_by_label("Seg-Mix").check()
+    tab(page, "Generate")
+    page.fill("#seed input, #seed textarea", "42")
+    page.click("#generate-concepts input")
+    page.get_by_role("option", name="my-robot").first.click()
+    expect(page.locator("#prompt textarea")).to_have_value(re.compile("<my-robot>"))
+    page.fill("#prompt textarea", "something else")  # the word was taken out by hand, and stays out
+    page.fill("#strength-0 input[type=number]", "0.5")
+    page.press("#strength-0 input[type=number]", "Tab")
+    page.wait_for_timeout(1000)
+
+    page.reload()
+    expect(page.locator("#train-gallery .card")).to_have_count(1)
+    for field, text in (("noun", "cat"), ("name", "my-cat"), ("noun-2", "dog"), ("name-2", "my-dog")):
+        expect(page.locator(f"#train-{field} input, #train-{field} textarea")).to_have_value(text)
+    expect(page.get_by_label("Seg-Mix")).to_be_checked()
+    tab(page, "Generate")
+    expect(page.locator("#seed input, #seed textarea")).to_have_value("42")
+    expect(page.locator("#generate-concepts")).to_contain_text("my-robot")
+    expect(page.locator("#strength-0 input[type=number]")).to_have_value("0.5")
+    expect(page.locator("#prompt textarea")).to_have_value("something else")
+
+    (dataset,) = [path.parent for path in furnished.workspace.glob("datasets/*/mine.png")]
+    dataset.rename(tmp_path / "gone")
+    concepts = list(furnished.workspace.glob("concepts/*/concept.json"))
+    for concept in concepts:
+        concept.parent.rename(tmp_path / concept.parent.name)
+    page.reload()
+    expect(page.locator("#train-gallery .card")).to_have_count(5)  # the example's
+    expect(page.locator("#train-noun input, #train-noun textarea")).to_have_value("cat")
+    tab(page, "Generate")
+    expect(page.locator("#seed input, #seed textarea")).to_have_value("42")
+    expect(page.locator("#generate-concepts")).not_to_contain_text("my-robot")
+    for concept in concepts:
+        (tmp_path / concept.parent.name).rename(concept.parent)
+    page.context.close()
+
+
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a_broken_off_training_goes_on(grounds: Site, browser: Browser, tmp_path: Path, how: str) -> None:
     """Stop and keep, or a program that dies: either way the run is offered again and goes on where it was."""
