@@ -59,17 +59,23 @@ def build(studio: Studio, page: Page, chosen: gr.Dropdown, gallery: gr.HTML, nam
         gr.HTML(HOW)
         with gr.Row(elem_classes="actions"):
             find = gr.Button("Find masks by attention", size="sm", elem_id="masks-find", min_width=150)
+            detect = gr.Button("Find masks by a detector", size="sm", elem_id="masks-detect", min_width=150)
             discover = gr.Button("Find things without a word", size="sm", elem_id="masks-discover", min_width=150)
         overwrite = gr.Checkbox(label="Also replace masks that I made", elem_id="masks-overwrite")
         message = gr.HTML("", elem_id="masks-message")
         live = gr.HTML("", elem_id="masks-live")
         editor = _editor()
-        where = gr.Textbox(
-            label="Segment Anything checkpoint", placeholder="/path/to/sam_vit_b.pth",
-            info="For outlines in real photos. Toybox has one of its own", elem_id="masks-checkpoint",
-        )  # fmt: skip
+        with gr.Row():
+            seer = gr.Textbox(
+                label="Detector", placeholder="google/owlv2-base-patch16-ensemble",
+                info="Hub id or folder, for real photos. Toybox has one of its own", elem_id="masks-detector",
+            )  # fmt: skip
+            where = gr.Textbox(
+                label="Segment Anything checkpoint", placeholder="/path/to/sam_vit_b.pth",
+                info="For outlines in real photos. Toybox has one of its own", elem_id="masks-checkpoint",
+            )  # fmt: skip
     page.watch(Watch([live], lambda: _sign(studio), lambda: [_live(studio)]))
-    _wire_finding(studio, chosen, named, find, discover, overwrite, message)
+    _wire_finding(studio, [chosen, overwrite, seer, where], named, (find, detect, discover), message)
     _wire_opening(studio, editor, chosen, gallery, named, box, where, message)
     _wire_outlines(studio, editor, where, message)
 
@@ -185,24 +191,36 @@ def _with_event(handler: Any) -> Any:
 
 
 def _wire_finding(
-    studio: Studio, chosen: gr.Dropdown, named: things.Things, find: gr.Button, discover: gr.Button,
-    overwrite: gr.Checkbox, message: gr.HTML,
-) -> None:  # fmt: skip
-    def start(dataset: str, nouns: list[str], names: list[str], replace: bool) -> tuple[Job, str]:
+    studio: Studio, given: list[Any], named: things.Things, buttons: tuple[gr.Button, ...], message: gr.HTML
+) -> None:
+    """`given` are the photo set, whether a person's masks are replaced, the detector and Segment Anything's file;
+    `buttons` find by attention, by a detector and without a word."""
+
+    def start(dataset: str, nouns: list[str], names: list[str], replace: bool, *tools: str) -> tuple[Job, str]:
         if dataset == EXAMPLE or not dataset:
             raise StudioError(EXAMPLE_STAYS if dataset else "There are no photos yet. Add some first.")
         ahead = len(studio.jobs.active())
-        job = start_masks(studio, dataset, nouns, names, bool(replace))
+        job = start_masks(studio, dataset, nouns, names, bool(replace), *tools)
         return job, done(f"{job.title}.{waiting(ahead)}")
 
-    @answering(0)
-    def by_word(dataset: str, replace: bool, *given: Any) -> tuple[str]:
+    def by_word(dataset: str, replace: bool, tools: tuple[str, ...], given: Any) -> tuple[str]:
         known = things.read(given)
         if not all(one["noun"] for one in known):
             raise StudioError("What do the photos show? Give the ordinary word for it above, such as 'cat'.")
         if len(known) > 1 and not all(one["name"] for one in known):
             raise StudioError("Give each thing a name above: its masks are called by it.")
-        return (start(dataset, [one["noun"] for one in known], [one["name"] for one in known], replace)[1],)
+        return (start(dataset, [one["noun"] for one in known], [one["name"] for one in known], replace, *tools)[1],)
+
+    @answering(0)
+    def by_attention(dataset: str, replace: bool, seer: str, where: str, *rest: Any) -> tuple[str]:
+        return by_word(dataset, replace, (), rest)
+
+    @answering(0)
+    def by_detector(dataset: str, replace: bool, seer: str, where: str, *rest: Any) -> tuple[str]:
+        seer = (seer or "").strip() or ("toybox" if studio.base.kind == "toybox" else "")
+        if not seer:
+            raise StudioError("Name a detector below, such as google/owlv2-base-patch16-ensemble.")
+        return by_word(dataset, replace, (seer, (where or "").strip()), rest)
 
     @answering(1)
     def without(dataset: str, replace: bool) -> tuple[str, str]:
@@ -216,9 +234,11 @@ def _wire_finding(
         rows = things.calling(named, found)[1] if found else [gr.skip() for _ in outputs]
         return [*rows, ""]
 
-    find.click(by_word, [chosen, overwrite, *named.all], [message], api_visibility="private")
+    find, detect, discover = buttons
+    find.click(by_attention, [*given, *named.all], [message], api_visibility="private")
+    detect.click(by_detector, [*given, *named.all], [message], api_visibility="private")
     search, outputs = gr.State(""), things.calling(named, [])[0]
-    started = discover.click(without, [chosen, overwrite], [search, message], api_visibility="private")
+    started = discover.click(without, given[:2], [search, message], api_visibility="private")
     started.then(name_them, search, [*outputs, search], concurrency_limit=8, **QUIET)
 
 

@@ -137,6 +137,8 @@ def test_masks_are_found_and_painted(site: Site, browser: Browser, tmp_path: Pat
     page.click("#masks button >> nth=0")
     page.click("#masks-find")
     expect(page.locator("#masks-message")).to_contain_text("What do the photos show?")
+    page.click("#masks-detect")
+    expect(page.locator("#masks-message")).to_contain_text(re.compile("Name a detector|What do the photos show"))
 
     page.click("#train-gallery .card >> nth=0")
     expect(page.locator("#mask-title")).to_contain_text("one.png")
