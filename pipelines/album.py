@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.events import Picture
-from pipelines.files import spare_disk, write_json
+from pipelines.files import make_folder, spare_disk, write_json
 from pipelines.pictures import save_picture
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def open_album(workspace: Workspace, recipe: dict[str, Any], out: str | Path | N
     request = recipe["request"]
     if out is not None:
         folder = Path(out).expanduser()
-        with spare_disk(folder, 0):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         yield Album(folder, "", recipe)
         return
     count = len(request["keep"] or request["seeds"])

@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 
 from pipelines.errors import StudioError
 from pipelines.events import Event, Finished, Note, Progress, Snapshot
-from pipelines.files import spare_disk, write_atomic
+from pipelines.files import make_folder, write_atomic
 from pipelines.masks import STAGE, MaskParams, mask_params, refined_masks
 from pipelines.photos import MASK_MARK, load_photos
 from pipelines.settings import parse_settings, validated
@@ -147,8 +147,7 @@ def write_mask(wish: Wish, photo: Photo, name: str, mask: Mask, report: Report) 
         return
     folder = wish.out or wish.folder
     path = folder / mask_file(photo, name)
-    with spare_disk(folder, 0):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomic(path, png(mask))
     report.written.append(path.name)
     yield Snapshot("mask", path=str(path), info={"photo": photo.path.name, "name": name})

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         raise StudioError(f"There is no folder {options.data}. Name the one with the photos: --data DIR.")
     if options.pictures is not None and (len(options.concept) > 1 or options.prompts):
         raise StudioError("--pictures are of one --concept and bring their prompts. Leave --prompts out.")
-    from pipelines.evaluate.encoders import Clip, DinoClass
+    from pipelines.evaluate.encoders import loaded_looks
     from pipelines.evaluate.report import as_json, as_text, write_report
     from pipelines.files import make_folder
     from pipelines.photos import load_photos
@@ -82,18 +82,10 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     if options.pictures is None or options.masked:  # else there is nothing to paint, and nobody to find masks
         model = open_base(options, terminal, options.base or _base_of(concepts[0][0]))
     kind = model.kind if model else concepts[0][0].concept.base_model.get("id", "")
-    if options.clip is None and kind != "toybox":
-        raise StudioError(
-            "Toybox's CLIP knows only its own world. Name one for photos: --clip openai/clip-vit-base-patch32, or a "
-            "folder."
-        )
     notes: list[str] = []
     photos = load_photos(options.data, short_side=model.native_size if model else 0, notes=notes)
     device = str(model.device) if model else usable_device(options)
-    looks = Clip(options.clip or "toybox", device), DinoClass(options.dino, device) if options.dino else None
-    for one in looks:
-        if one is not None:
-            one.load()
+    looks = loaded_looks(kind, options.clip or "", options.dino or "", device)
     if options.out:
         make_folder(options.out)  # before anything is painted
     runs = _runs(options, model, concepts, photos, looks, notes)

@@ -124,6 +124,23 @@ class DinoClass:
         return loaded(AutoImageProcessor, self.where), model
 
 
+def loaded_looks(kind: str, clip: str, dino: str, device: str) -> tuple[Clip, DinoClass | None]:
+    """A CLIP ("" = Toybox's own, on a base of that `kind`) and a DINO ("" = none), loaded before anything is painted.
+
+    StudioError for models that can't be, and where Toybox's CLIP would look at another world.
+    """
+    if not clip and kind != "toybox":
+        raise StudioError(
+            "Toybox's CLIP knows only its own world. Name one for photos, such as openai/clip-vit-base-patch32, or a "
+            "folder."
+        )
+    looks = Clip(clip or "toybox", device), DinoClass(dino, device) if dino else None
+    for look in looks:
+        if look is not None:
+            look.load()
+    return looks
+
+
 def unit(rows: NDArray[Any]) -> Features:
     """Rows of length 1; a row of zeros stays."""
     length = np.linalg.norm(rows, axis=-1, keepdims=True)

@@ -54,21 +54,15 @@ def measure_likeness(
     and for photos that can't be read, before anything is painted.
     """
     from pipelines.evaluate import report
-    from pipelines.evaluate.encoders import Clip, DinoClass
+    from pipelines.evaluate.encoders import loaded_looks
     from pipelines.evaluate.prompts import default_prompts
     from pipelines.evaluate.protocol import Wish, evaluate
     from pipelines.photos import load_photos
 
-    if not clip and model.kind != "toybox":
-        raise StudioError("Toybox's CLIP knows only its own world. Name one, such as openai/clip-vit-base-patch32.")
     notes: list[str] = []
     known = load_photos(photos, short_side=model.native_size, notes=notes)
     yield from map(Note, notes)
-    device = str(model.device)
-    looks = Clip(clip or "toybox", device), DinoClass(dino, device) if dino else None
-    for look in looks:
-        if look is not None:
-            look.load()
+    looks = loaded_looks(model.kind, clip, dino, str(model.device))
     wish = Wish(default_prompts(model.kind), images=images, steps=steps, masked=masked)
     for event in evaluate(model, concept, known, wish, *looks):
         if not isinstance(event, Finished):
