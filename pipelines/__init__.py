@@ -44,6 +44,8 @@ _WHERE = {
     "write_atomic": "files",
     "Photo": "photos",
     "load_photos": "photos",
+    "MASK_MARK": "photos",
+    "named_tokens": "tokens",
     "tokenize": "text",
     "validated": "settings",
     "load_model": "model",

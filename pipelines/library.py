@@ -47,6 +47,11 @@ class Library:
         """The concepts in which every word of `search` occurs, sorted by name."""
         return [entry.concept for entry in self.entries(search)]
 
+    def named_in(self, prompt: str) -> list[Concept]:
+        """The concepts that have a subject whose token is in a prompt."""
+        known = self.concepts() if "<" in prompt else []
+        return [one for one in known if any(subject.token in prompt for subject in one.subjects)]
+
     def entries(self, search: str = "") -> list[Entry]:
         """The same with ids, versions, sizes and previews. Broken ones are left out; see `broken`."""
         words = files.name_key(search).split()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import StudioError
 from pipelines.files import printable
+from pipelines.tokens import named_tokens
 
 if TYPE_CHECKING:
     from pipelines.concept import Concept
 
 GAP = "{}"
 _LIMIT = 4_000_000  # bytes
-_TOKEN = re.compile(r"<[^<>\s]+>")
 
 
 def read_prompts(path: str | Path, concepts: Sequence[Concept] = (), known: Collection[str] | None = None) -> list[str]:
@@ -41,7 +40,7 @@ def read_prompts(path: str | Path, concepts: Sequence[Concept] = (), known: Coll
     if not prompts:
         raise StudioError(f"'{name}' has no prompt. Write one in every line.")
     for (where, _), prompt in zip(numbered, prompts, strict=True):
-        unknown = [] if known is None else [word for word in _TOKEN.findall(prompt) if word not in known]
+        unknown = [] if known is None else [word for word in named_tokens(prompt) if word not in known]
         if unknown:
             raise StudioError(f"{where}: there is no concept {printable(unknown[0])}. Train it, or take the word out.")
     return prompts

@@ -65,6 +65,11 @@ class Span:
     expansion: Expansion
 
 
+def named_tokens(prompt: str) -> list[str]:
+    """The words in <> of a prompt, in order: those that stand for concepts."""
+    return re.findall(r"<[^<>\s]+>", prompt)
+
+
 def check_token(token: str) -> str:
     """The token itself, or StudioError when it could not be told from other text in a prompt."""
     if not _PLACEHOLDER.fullmatch(token):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from dataclasses import replace
 from typing import Any
 
-from pipelines import Request, StudioError, counted_prompt
+from pipelines import Request, StudioError, counted_prompt, named_tokens
 from studio.layouts import Values, layout_of, layout_values
 from studio.parts.chips import split
 from studio.session import Studio
@@ -15,7 +14,6 @@ from studio.starts import start_of
 
 MOST_CONCEPTS = 6
 MOST_PICTURES = 16
-_TOKEN = re.compile(r"<[^<>\s]+>")
 _SAME = ("prompt", "steps", "guidance", "scheduler", "width", "height")  # in a request under the controls' names
 APART = {"when several change weights": None, "always": True, "never": False}
 _OPTIONS: dict[str, Any] = {"recur": 0, "ramp": False, "trim": False, "placed": [], "start": None}
@@ -34,7 +32,7 @@ def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...
     strengths = [values[f"strength-{number}"] for number in range(MOST_CONCEPTS)]
     concepts = _concepts(studio, prompt, dict(zip(values["concepts"] or [], strengths, strict=False)))
     if (values["counted"] or "").strip():
-        prompt = counted_prompt(prompt, _TOKEN.findall(prompt), values["counted"].strip())
+        prompt = counted_prompt(prompt, named_tokens(prompt), values["counted"].strip())
     data = {
         "prompt": prompt,
         "negative": (values["negative"] or "").strip() or None,
@@ -60,7 +58,7 @@ def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...
     if start is not None:
         request = replace(request, start=start)
     present = {chip.word for chip in split(prompt, studio.base.tokenizer) if chip.kept}
-    chosen = [word for word in values["words"] or [] if word in present] or _TOKEN.findall(prompt)
+    chosen = [word for word in values["words"] or [] if word in present] or named_tokens(prompt)
     return request, concepts, tuple(dict.fromkeys(chosen))
 
 
@@ -72,7 +70,7 @@ def _concepts(studio: Studio, prompt: str, chosen: dict[str, float]) -> Cast:
     if missing:
         raise StudioError(f"'{missing[0]}' is not in the library any more. Take it out of Concepts.")
     mine = {subject.token for concept in known if concept.name in chosen for subject in concept.subjects}
-    for token in _TOKEN.findall(prompt):
+    for token in named_tokens(prompt):
         if token in mine:
             continue
         if token not in by_token:

@@ -69,9 +69,7 @@ def export(studio: Studio, picture: Path) -> Job:
 
 def _cast(studio: Studio, config: Config) -> list[tuple[Trained, float]]:
     """The concepts of the library that the prompt names."""
-    known = studio.library.concepts() if "<" in config.prompt else []
-    named = [one.name for one in known if any(subject.token in config.prompt for subject in one.subjects)]
-    return [(studio.library.load(name), 1.0) for name in named]
+    return [(studio.library.load(one.name), 1.0) for one in studio.library.named_in(config.prompt)]
 
 
 def _gathered(studio: Studio, files: Sequence[Path]) -> list[Config]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines import Photo, StudioError, Workspace, check_id, clean_name, load_photos, new_id, write_atomic
+from pipelines import MASK_MARK, Photo, StudioError, Workspace, check_id, clean_name, load_photos, new_id, write_atomic
 from studio.parts.cards import Card
 from studio.parts.pictures import data_uri
 
@@ -26,7 +26,6 @@ MOST_BYTES = 64_000_000  # one uploaded file
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".txt")
 MUDI = "metadata.jsonl"
 CLASSES = "class_metadata.jsonl"  # in a set of class pictures
-MASK_MARK = "-masklabel"  # between a photo's name and that of what its mask shows
 SHOWN = 512  # short side in pixels at which a photo is looked at
 
 

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines import EMBEDDED, Photo, StudioError, new_id, write_atomic
-from studio.datasets import MASK_MARK
+from pipelines import EMBEDDED, MASK_MARK, Photo, StudioError, new_id, write_atomic
 from studio.parts.painter import Drawn, drawing, regions
 from studio.session import Studio
 from studio.work import EXAMPLE

@@ -228,7 +228,7 @@ def _concepts(workspace: Workspace, wanted: Sequence[str], prompt: str = "") -> 
 
     library = Library(workspace)
     found = [(library.load(name), strength) for name, strength in named]
-    for concept in library.concepts() if "<" in prompt else ():
+    for concept in library.named_in(prompt):
         mine = {subject.token for trained, _ in found for subject in trained.concept.subjects}
         if any(subject.token in prompt and subject.token not in mine for subject in concept.subjects):
             found.append((library.load(concept.name), 1.0))

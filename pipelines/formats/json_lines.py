@@ -13,6 +13,11 @@ _SPACE = " \t\n\r"
 _DIGITS = 400  # of a number; Python itself refuses whole ones of more than 4300, and beyond 308 they fit no float
 
 
+def half_character(text: str) -> bool:
+    """Whether half of a character stands alone in a text, which no file name and no prompt can hold."""
+    return any(0xD800 <= ord(letter) < 0xE000 for letter in text)
+
+
 def read_located(text: str, name: str) -> tuple[Any, dict[Path, int]]:
     """The data, and the line of every value by its path of keys and indices; of a key twice in one object, the second.
 
@@ -55,7 +60,7 @@ class _Walk:
             raise StudioError(
                 f"{self.name}, line {self._at(at)}: a number of {end - at} digits can't be meant. Write a shorter one."
             )
-        if isinstance(found, str) and any(0xD800 <= ord(letter) < 0xE000 for letter in found):
+        if isinstance(found, str) and half_character(found):
             raise StudioError(
                 f"{self.name}, line {self._at(at)}: the text has characters that are not Unicode. Type it again."
             )

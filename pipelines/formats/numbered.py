@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StudioError
 from pipelines.files import printable
+from pipelines.formats.json_lines import half_character
 
 MAX_BYTES = 16 * 2**20
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character: no file name and no prompt can hold it
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -47,7 +46,7 @@ def _object(where: str, line: str) -> dict[str, Any]:
         raise StudioError(f"{where} is no JSON ({reason}). Every line is one {{...}} by itself.") from error
     if not isinstance(content, dict):
         raise StudioError(f"{where} is {printable(content)}, not {{...}}. Every line is one {{...}} by itself.")
-    if _SURROGATE.search(json.dumps(content, ensure_ascii=False)):
+    if half_character(json.dumps(content, ensure_ascii=False)):
         raise StudioError(f"{where} has half a character (\\ud800 to \\udfff alone). Write the whole one, or none.")
     return content
 
