@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.augment import Augment
+from pipelines.batch import Batch
 from pipelines.captions import class_prompt
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
@@ -27,24 +28,6 @@ if TYPE_CHECKING:
     from pipelines.params import TrainParams
 
 __all__ = ["Batch", "ClassPicture", "Data", "Mixer", "Photo", "Source", "load_photos", "prepare"]
-
-
-@dataclass
-class Batch:
-    """This process's rows of one step: photos first, then as many class pictures when prior preservation is on."""
-
-    latents: Tensor  # (rows, c, h, w) fp32, sampled and scaled
-    noise: Tensor  # (rows, c, h, w) fp32
-    timesteps: Tensor  # (rows,) int64
-    captions: list[str]
-    masks: Tensor | None  # (rows, 1, h, w) fp32 in [0, 1], 1 = subject; ones where there is no mask
-    prior: Tensor  # (rows,) bool: class pictures
-    original_sizes: list[Size] = field(default_factory=list)
-    crops: list[Size] = field(default_factory=list)  # top, left
-    target_sizes: list[Size] = field(default_factory=list)
-    subject_masks: Tensor | None = None  # (rows, subjects, h, w) as `masks`, one each; zeros where it isn't shown
-    shown: Tensor | None = None  # (rows, subjects) bool: who is in the picture; nobody in class pictures
-    mixed: Tensor | None = None  # (rows,) bool: collages
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from torch import Tensor
 from pipelines.losses import squared_error
 
 if TYPE_CHECKING:
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.methods import Adapter
     from pipelines.model import Model
 
@@ -53,7 +53,7 @@ def dco_loss(
     returns.
     """
     own = settings.each(squared_error(model, batch) if error is None else error, batch)
-    photos = rows_of(batch, ~batch.prior)
+    photos = batch.rows(~batch.prior)
     margin = own[~batch.prior] - _reference(model, adapter, photos, settings.each)
     losses = {"dco": consistency(margin, settings.beta, per_row=settings.per_row), "margin": margin.detach().mean()}
     if settings.prior_weight and bool(batch.prior.any()):
@@ -64,19 +64,6 @@ def dco_loss(
 def consistency(margin: Tensor, beta: float, *, per_row: bool = True) -> Tensor:
     """-log sigmoid(-beta margin) of margins (rows,): the rows' mean, or of the rows' mean margin."""
     return -F.logsigmoid(-beta * (margin if per_row else margin.mean())).mean()
-
-
-def rows_of(batch: Batch, keep: Tensor) -> Batch:
-    """The rows of a batch where `keep` (rows,) is true."""
-    count, chosen = len(keep), keep.nonzero().flatten().tolist()
-    parts: dict[str, Any] = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor) and len(value) == count:
-            parts[field.name] = value[keep]
-        elif isinstance(value, list) and len(value) == count:
-            parts[field.name] = [value[row] for row in chosen]
-    return replace(batch, **parts)
 
 
 def _reference(model: Model, adapter: Adapter, photos: Batch, each: RowLoss) -> Tensor:

@@ -19,8 +19,8 @@ from pipelines.text import TextStates, covered
 from pipelines.tokens import Expansion, added_tokens, placeholder
 
 if TYPE_CHECKING:
+    from pipelines.batch import Batch
     from pipelines.concept import Subject
-    from pipelines.data import Batch
     from pipelines.methods import Stage
     from pipelines.model import Model
     from pipelines.shifts import Shifts
@@ -161,9 +161,9 @@ class Extraction:
         """The subjects in each row's prompt; none in class pictures. One step further in the schedule."""
         self._enter(stage)
         self._settle()  # so that a sample shows what the split tokens have learned
-        step = int(self._state[0])
+        step = int(self._state[0]) - (not batch.first)
         with torch.no_grad():
-            self._state[0] += 1
+            self._state[0] += batch.first
         return [[] if batch.prior[row] else self._row(batch, row, stage, step) for row in range(len(batch.captions))]
 
     def _row(self, batch: Batch, row: int, stage: Stage, step: int) -> list[tuple[int, str]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipelines.noise import diffused
 
 if TYPE_CHECKING:
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.methods import Adapter
     from pipelines.model import Model
     from pipelines.params import TrainParams

@@ -15,6 +15,9 @@ class TrainParams(BaseModel):
 
     steps: int = Field(500, ge=1, le=100_000, description="Training steps", json_schema_extra=BASIC)
     batch_size: int = Field(1, ge=1, le=256, description="Photos a step (all processes together)")
+    micro_batch: int = Field(
+        0, ge=0, le=256, description="Photos computed at a time, for less memory; the step stays the same (0 = all)"
+    )
     lr: float = Field(1e-3, gt=0, le=1, description="Learning rate", json_schema_extra=BASIC)
     weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping (0 = off)")

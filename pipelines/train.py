@@ -18,7 +18,8 @@ from pipelines.processes import average, average_gradients
 from pipelines.resume import Run
 
 if TYPE_CHECKING:
-    from pipelines.data import Batch, Data
+    from pipelines.batch import Batch
+    from pipelines.data import Data
     from pipelines.methods import Adapter, Method, Stage
     from pipelines.model import Model
     from pipelines.params import TrainParams
@@ -51,7 +52,7 @@ def train(
         with run.saved_on_close():
             for stage in run.stages_left():
                 for batch in data.batches(stage, run.step):
-                    values = _step(run, batch, stage)
+                    values = _step(run, batch, stage, params.micro_batch)
                     run.step += 1
                     yield Progress(stage.name, run.step, stage.steps, values, run.eta)
                     if params.checkpoint_every and run.step % params.checkpoint_every == 0:
@@ -59,18 +60,20 @@ def train(
         yield Finished(Trained(_concept(model, method, data, params, seed), adapter.tensors()))
 
 
-def _step(run: Run, batch: Batch, stage: Stage) -> dict[str, float]:
-    """One optimizer step; the losses and the gradient's norm over all processes."""
+def _step(run: Run, batch: Batch, stage: Stage, micro_batch: int) -> dict[str, float]:
+    """One optimizer step; the losses and the gradient's norm over all processes. `micro_batch` photos at a time."""
     trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     scale = FP16_SCALE if run.model.dtype == torch.float16 else 1.0
     run.optimizer.zero_grad(set_to_none=True)
+    values: dict[str, float] = {}
     with _memory_told():
-        with _autocast(run.model):
-            losses = run.method.loss(run.model, run.adapter, batch, stage)
-        (sum(losses.values(), start=torch.zeros((), device=run.model.device)) * scale).backward()
+        for part, share in batch.parts(micro_batch):
+            losses = _losses(run, part, stage)
+            (sum(losses.values(), start=torch.zeros((), device=run.model.device)) * (scale * share)).backward()
+            values = {name: values.get(name, 0.0) + share * loss.item() for name, loss in losses.items()}
     average_gradients(trained, run.share)
     norm = torch.nn.utils.get_total_norm([p.grad.div_(scale) for p in trained if p.grad is not None])
-    values = average({name: loss.item() for name, loss in losses.items()}, run.share) | {"gradient": norm.item()}
+    values = average(values, run.share) | {"gradient": norm.item()}
     if not all(math.isfinite(value) for value in values.values()):
         raise StudioError(
             f"Training went wrong at step {run.step + 1} of '{stage.name}': the loss is no longer a number. Nothing "
@@ -80,6 +83,11 @@ def _step(run: Run, batch: Batch, stage: Stage) -> dict[str, float]:
         torch.nn.utils.clip_grads_with_norm_(trained, stage.max_grad_norm, norm)
     run.optimizer.step()
     return values
+
+
+def _losses(run: Run, part: Batch, stage: Stage) -> dict[str, torch.Tensor]:
+    with _autocast(run.model):
+        return run.method.loss(run.model, run.adapter, part, stage)
 
 
 def _attached(stack: ExitStack, model: Model, method: Method, params: Any, data: Data, seed: int) -> Adapter:
@@ -115,6 +123,6 @@ def _memory_told() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise StudioError(
-            "The device has no memory left for a training step. Lower batch_size or resolution, or close what else "
-            "uses the device."
+            "The device has no memory left for a training step. Lower micro_batch, batch_size or resolution, or "
+            "close what else uses the device."
         ) from error

@@ -11,9 +11,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from pipelines.batch import Batch
 from pipelines.captions import caption, class_prompt
 from pipelines.concept import Subject
-from pipelines.data import Batch, Data, Photo, prepare
+from pipelines.data import Data, Photo, prepare
 from pipelines.errors import StudioError
 from pipelines.latents import small_mask
 from pipelines.losses import denoising_loss, masked_mean

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from pipelines.batch import Batch
 from pipelines.concept import Subject
-from pipelines.data import Batch, prepare
-from pipelines.dco import Dco, consistency, dco_loss, rows_of, switched_off
+from pipelines.data import prepare
+from pipelines.dco import Dco, consistency, dco_loss, switched_off
 from pipelines.losses import masked_mean, squared_error
 from pipelines.methods import segmix
 from pipelines.model import Model
@@ -118,16 +118,6 @@ def test_the_adapter_is_as_before_also_after_an_exception(model: Model) -> None:
             assert adapter.strength == 0
             raise RuntimeError("inside")
         assert adapter.strength == 0.7
-
-
-def test_rows_are_taken_from_everything_a_batch_has(model: Model) -> None:
-    one = batch(model, True)
-    kept = rows_of(one, ~one.prior)
-    assert len(one.latents) == 6 and not kept.prior.any()
-    for field in fields(Batch):
-        value = getattr(kept, field.name)
-        assert value is None or len(value) == 3, field.name
-    assert torch.equal(kept.noise, one.noise[:3]) and kept.captions == one.captions[:3]
 
 
 def test_it_learns(model: Model) -> None:

@@ -3,15 +3,16 @@
 Paper: Han et al., "SVDiff", ICCV 2023, arXiv 2303.11305, section 3.3, which gives it in words. With A_i the attention
 of subject i's noun (mean over heads) and M_j the place of subject j in a mixture of both:
 
-    L = sum_i mean over cells of (A_i * max over j != i of M_j)^2       (averaged over layers and mixed pictures)
+    L = sum_i mean over cells of (A_i * max over j != i of M_j)^2       (averaged over layers and photos)
 
-Departure: attention of the noun's last token, not of the identifier's, whose maps are unreliable (MuDI, appendix B.10).
+Departures: a photo that is no mixture counts as 0, as each row of a loss does, so that parts of a batch and processes
+agree; attention of the noun's last token, not of the identifier's, whose maps are unreliable (MuDI, appendix B.10).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ from pipelines.attention.protocol import Columns, Site, Step
 from pipelines.text import covered
 
 if TYPE_CHECKING:
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.model import Model
 
 
@@ -30,13 +31,14 @@ class Unmix:
     """A probe for one forward of a training batch.
 
     `positions`: one token of each subject for every row; `masks` (rows, subjects, h, w): where they are; `who` (rows,
-    subjects): which of them count. Rows with fewer than two are no mixtures.
+    subjects): which of them count. Rows with fewer than two are no mixtures. `photos`: rows that are averaged over.
     """
 
-    def __init__(self, positions: Sequence[Sequence[int]], masks: Tensor, who: Tensor) -> None:
+    def __init__(self, positions: Sequence[Sequence[int]], masks: Tensor, who: Tensor, photos: int) -> None:
         self._columns = Columns(positions)
         self._masks = masks
         self._who = who
+        self._photos = photos
         self._layers: dict[str, Tensor] = {}
 
     def wants(self, site: Site) -> Columns | None:
@@ -47,40 +49,41 @@ class Unmix:
 
     def look(self, site: Site, columns: Tensor, step: Step) -> None:
         maps = columns.mean(1).transpose(1, 2).unflatten(2, (site.height, site.width))  # (rows, subjects, h, w)
-        self._layers[site.name] = unmix_loss(maps, self._masks.to(maps), self._who)
+        self._layers[site.name] = unmix_loss(maps, self._masks.to(maps), self._who) / self._photos
 
     def loss(self) -> Tensor:
-        """The mean over the layers, a scalar; 0 where nothing was mixed."""
-        return torch.stack(list(self._layers.values())).mean()
+        """The mean over layers and photos, a scalar; 0 where nothing was mixed."""
+        layers = list(self._layers.values())
+        return torch.stack(layers).mean() if layers else self._masks.new_zeros(())
 
 
 def unmix_loss(maps: Tensor, masks: Tensor, who: Tensor) -> Tensor:
-    """L of one layer: attention (rows, subjects, h, w), masks on any grid, who is shown (rows, subjects)."""
+    """L of one layer, summed over rows: attention (rows, subjects, h, w), masks on any grid, who is shown (rows,
+    subjects)."""
     count = maps.shape[1]
     there = F.interpolate(masks, maps.shape[2:], mode="area") * who[..., None, None]
     others = torch.stack([there[:, [j for j in range(count) if j != i]].amax(1) for i in range(count)], 1)
     each = (((maps * others) ** 2).mean((2, 3)) * who).sum(1)  # (rows,): 0 where nobody else is
-    return each.sum() / (who.sum(1) > 1).sum().clamp(min=1)
+    return each.sum()
 
 
 @contextmanager
 def unmixing(model: Model, batch: Batch, tokens: Sequence[str]) -> Iterator[Unmix | None]:
-    """Watch the forward inside; None where the batch has no mixture of the subjects `tokens`, and nothing is watched.
+    """Watch the forward inside for mixtures of the subjects `tokens`; None where there are no two.
 
     `batch.subject_masks` says who is where, so photos of several subjects that have masks count as mixtures too.
     """
     from pipelines.attention.probe import probe_attention
 
-    if batch.subject_masks is None or batch.shown is None or len(tokens) < 2:
+    if len(tokens) < 2:
         yield None
         return
     found = [_nouns(model, caption, tokens) for caption in batch.captions]
-    who = batch.shown & torch.tensor(found, device=batch.shown.device).bool()
-    if not bool((who.sum(1) > 1).any()):
-        yield None
-        return
-    unmix = Unmix(found, batch.subject_masks, who)
-    with probe_attention(model.unet, unmix):
+    masks = batch.latents.new_zeros(()) if batch.subject_masks is None else batch.subject_masks
+    who = torch.tensor(found, device=masks.device).bool()
+    who = who & batch.shown if batch.shown is not None and batch.subject_masks is not None else who & False
+    unmix = Unmix(found, masks, who, int((~batch.prior).sum()))
+    with probe_attention(model.unet, unmix) if bool((who.sum(1) > 1).any()) else nullcontext():
         yield unmix
 
 

@@ -15,7 +15,7 @@ from pipelines.errors import StudioError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.model import Model
     from pipelines.params import TrainParams
 

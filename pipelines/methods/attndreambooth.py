@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipelines.augment import Augment
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.fulltune import FullTune
     from pipelines.learned_tokens import LearnedTokens
     from pipelines.lora import Lora

@@ -26,7 +26,7 @@ from pipelines.params import BASIC, TrainParams
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.fulltune import FullTune
     from pipelines.lora import Lora
     from pipelines.model import Model

@@ -34,7 +34,7 @@ from pipelines.params import BASIC, TrainParams
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.extraction import Extraction
     from pipelines.model import Model
     from pipelines.photos import Photo

@@ -34,7 +34,7 @@ from pipelines.templates import TEMPLATES, filled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.model import Model
     from pipelines.text import TextStates, Tokenized
     from pipelines.tuned_text import TunedText

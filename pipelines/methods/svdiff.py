@@ -37,7 +37,7 @@ from pipelines.params import TrainParams
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.mixers import CutMixer, SegMixer
     from pipelines.model import Model
     from pipelines.shifts import Shifts

@@ -25,7 +25,7 @@ from pipelines.templates import TEMPLATES, filled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.data import Batch
+    from pipelines.batch import Batch
     from pipelines.learned_tokens import LearnedTokens
     from pipelines.model import Model
 

@@ -12,8 +12,9 @@ import torch
 
 from pipelines import formats
 from pipelines.attach import attached
+from pipelines.batch import Batch
 from pipelines.concept import Subject, Trained
-from pipelines.data import Batch, Data, prepare
+from pipelines.data import Data, prepare
 from pipelines.errors import StudioError
 from pipelines.events import Finished, Progress
 from pipelines.formats.inversion import write_embeds

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.batch import Batch
 from pipelines.concept import Subject
-from pipelines.data import Batch, Data, prepare
+from pipelines.data import Data, prepare
 from pipelines.errors import StudioError
 from pipelines.events import Finished, Progress
 from pipelines.methods import residual
