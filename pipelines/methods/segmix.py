@@ -16,8 +16,8 @@ Departures from the released code:
 - `soft_alpha` weighs a collage's background as there (mean over all cells); `masked_loss` is ours: inside the masks,
   divided by their area, in photos too.
 - DCO and class pictures go together (there, the photos then learn nothing).
-- batch_size 2 with micro_batch 1 is its 1 with two accumulated gradients. Learned from step 1 on (`segmix_start_step` is 0 in all its
-  commands).
+- batch_size 2 with micro_batch 1 is its 1 with two accumulated gradients. Learned from step 1 on
+  (`segmix_start_step` is 0 in all its commands).
 - Class pictures are mixed when their photo is (`mix_class`), as there; where no masks of them are handed in, those of
   the base's attention serve, and a picture without one is not mixed.
 """
