@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Find = Callable[["Picture", str], "Mask | None"]  # the mask of the one thing of that class; None when not exactly one
 
 STAGE = "class pictures"
+SURE = 0.4  # of a detector, as MuDI: surer than for photos, and only photos' boxes are widened
 SEEN = 0.02, 0.9  # the share of a picture that a usable mask covers
 PROMPT = "A photo of {} {}, simple background, full body shot."
 NEGATIVE = "anime, cartoon, graphic, text, painting, crayon, graphite, abstract glitch, blurry"
@@ -77,6 +78,25 @@ def by_attention(model: Model, cache: Path | None = None) -> Find:
         return mask if SEEN[0] <= float((mask > 128).mean()) <= SEEN[1] else None
 
     return find
+
+
+def class_finder(
+    model: Model, detector: str = "", segmenter: str = "", sure: float = SURE, cache: Path | None = None
+) -> Find:
+    """By attention; or by a `detector` ("toybox", or an OWLv2 by Hub id or folder) that is at least so `sure`.
+
+    Its boxes are cut out by Segment Anything from the checkpoint `segmenter`, "" = the embedded. `cache` as in
+    `by_attention`.
+    """
+    if not detector:
+        return by_attention(model, cache)
+    from pipelines.evaluate.eyes import detector as named
+    from pipelines.marked_masks import Finder, by_detector
+    from pipelines.segmenter import load_segmenter
+
+    device = str(model.device)
+    finder = Finder(named(detector, threshold=sure, device=device), margin=0.0)
+    return by_detector(load_segmenter(segmenter, device), finder)
 
 
 def masked_class_pictures(

@@ -23,27 +23,38 @@ def read_prompts(path: str | Path, concepts: Sequence[Concept] = (), known: Coll
     Of several subjects each fills one {}, in order. StudioError with file and line where that doesn't come out even,
     and for a word in <> that is none of the `known` tokens, where these are given.
     """
+    numbered = numbered_prompts(path, concepts)
+    for where, prompt in numbered:
+        unknown = [] if known is None else [word for word in named_tokens(prompt) if word not in known]
+        if unknown:
+            raise StudioError(f"{where}: there is no concept {printable(unknown[0])}. Train it, or take the word out.")
+    return [prompt for _, prompt in numbered]
+
+
+def numbered_prompts(path: str | Path, concepts: Sequence[Concept] = ()) -> list[tuple[str, str]]:
+    """The same, each with where it stands: ("prompts.txt, line 3", "a <my-cat> in the snow")."""
+    return [(where, filled(line, concepts, where)) for where, line in prompt_lines(path)]
+
+
+def prompt_lines(path: str | Path) -> list[tuple[str, str]]:
+    """The prompts as they are written, each with where it stands. StudioError for what is no text or has none."""
     path = Path(path)
     name = printable(path.name)
     try:
         with path.open("rb") as file:
             content = file.read(_LIMIT + 1)
-        lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise StudioError(f"Cannot read '{name}': {error.strerror}. Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise StudioError(f"'{name}' is no text file. Write one prompt in every line.") from error
     if len(content) > _LIMIT:
         raise StudioError(f"'{name}' is too large for a file of prompts. Choose another file.")
+    text = content.decode("utf-8-sig", errors="replace")
+    if {"\0", "\N{REPLACEMENT CHARACTER}"} & set(text):
+        raise StudioError(f"'{name}' is no UTF-8 text. Write one prompt in every line, and save it as plain text.")
+    lines = text.splitlines()
     numbered = [(f"{name}, line {at}", line.strip()) for at, line in enumerate(lines, 1) if line.strip()]
-    prompts = [filled(line, concepts, where) for where, line in numbered]
-    if not prompts:
+    if not numbered:
         raise StudioError(f"'{name}' has no prompt. Write one in every line.")
-    for (where, _), prompt in zip(numbered, prompts, strict=True):
-        unknown = [] if known is None else [word for word in named_tokens(prompt) if word not in known]
-        if unknown:
-            raise StudioError(f"{where}: there is no concept {printable(unknown[0])}. Train it, or take the word out.")
-    return prompts
+    return numbered
 
 
 def filled(prompt: str, concepts: Sequence[Concept], where: str = "The prompt") -> str:
@@ -54,7 +65,7 @@ def filled(prompt: str, concepts: Sequence[Concept], where: str = "The prompt") 
     if not rest:
         return prompt
     if not tokens:
-        raise StudioError(f"{where}: nothing says what {GAP} stands for. Name a --concept.")
+        raise StudioError(f"{where}: nothing says what {GAP} stands for. Choose a concept for it.")
     if len(fillings) != len(rest):
         raise StudioError(
             f"{where}: {len(rest)} times {GAP} for {len(tokens)} subjects ({', '.join(tokens)}). Write one for each."

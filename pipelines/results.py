@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from pipelines.request import Request
     from pipelines.workspace import Workspace
 
-__all__ = ["Again", "Result", "again", "delete_result", "list_results", "make_pictures", "read_result", "zip_results"]
+__all__ = [
+    "Again", "Result", "again", "check_reading", "delete_result", "list_results", "make_pictures", "read_result",
+    "zip_results",
+]  # fmt: skip
 
 
 def make_pictures(
@@ -67,6 +70,18 @@ def make_pictures(
                 yield from run.handle(event, first, store)
         album.complete()
     yield Finished(run.infos)
+
+
+def check_reading(model: Model, request: Request, attention: Sequence[str] = ()) -> None:
+    """StudioError, before anything is painted, for a size that isn't the base's, and for regions and words that aren't
+    in the prompt or were cut off with its end. The concepts it names are attached when this is called."""
+    from pipelines.generate import sized
+    from pipelines.layout import bind
+
+    sized(model, request)
+    if request.layout is not None:
+        bind(request.layout, model.tokenize(request.prompt))
+    _positions(model, request.prompt, attention)
 
 
 def _positions(model: Model, prompt: str, words: Sequence[str]) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from pipelines import Request, StudioError, counted_prompt, named_tokens
 from studio.layouts import Values, layout_of, layout_values
 from studio.parts.chips import split
 from studio.session import Studio
-from studio.starts import start_of
+from studio.starts import Cut, cutter, start_of
 
 MOST_CONCEPTS = 6
 MOST_PICTURES = 16
@@ -21,10 +21,11 @@ _OPTIONS: dict[str, Any] = {"recur": 0, "ramp": False, "trim": False, "placed": 
 Cast = list[tuple[str, float]]
 
 
-def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...]]:
+def asked(studio: Studio, values: Values, cut: Cut | None = None) -> tuple[Request, Cast, tuple[str, ...]]:
     """The request, the concepts with their strengths, and the words whose attention is kept.
 
-    StudioError in words where the controls ask for what can't be.
+    `cut` is shared where several prompts begin with the same photos. StudioError in words where the controls ask for
+    what can't be.
     """
     prompt = (values["prompt"] or "").strip()  # an untouched field holds None
     if not prompt:
@@ -36,7 +37,7 @@ def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...
     data = {
         "prompt": prompt,
         "negative": (values["negative"] or "").strip() or None,
-        "seeds": _seeds(values["seed"], int(values["count"])),
+        "seeds": seeds_of(values["seed"], int(values["count"])),
         "steps": int(values["steps"]),
         "guidance": float(values["guidance"]),
         "scheduler": values["scheduler"],
@@ -54,7 +55,7 @@ def asked(studio: Studio, values: Values) -> tuple[Request, Cast, tuple[str, ...
     if values["start"]:
         data["start"] = values["start"]
     request = Request.from_json(data)
-    start = start_of(studio, values, [name for name, _ in concepts], request.layout)
+    start = start_of(studio, values, [name for name, _ in concepts], request.layout, cut or cutter(studio))
     if start is not None:
         request = replace(request, start=start)
     present = {chip.word for chip in split(prompt, studio.base.tokenizer) if chip.kept}
@@ -79,7 +80,7 @@ def _concepts(studio: Studio, prompt: str, chosen: dict[str, float]) -> Cast:
     return [(name, float(strength)) for name, strength in chosen.items()]
 
 
-def _seeds(text: str, count: int) -> tuple[int, ...]:
+def seeds_of(text: str, count: int) -> tuple[int, ...]:
     """`count` seeds: consecutive from the given one, else random."""
     text = str(text or "").strip()
     if text and not text.isdecimal():
@@ -100,6 +101,7 @@ def filled(studio: Studio, recipe: dict[str, Any]) -> dict[str, Any]:
         "start_strength": "",
         "start_sizes": "",
         "counted": "",
+        "prompt_file": None,
     }
     if seeds:
         values |= {"seed": str(seeds[0]), "count": min(len(seeds), MOST_PICTURES)}

@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,22 @@ class Datasets:
             for path in sorted(trial.iterdir(), key=lambda path: path.name == CLASSES):  # the file that tells at last
                 write_atomic(folder / path.name, path.read_bytes())
         return folder.name, ["Choose them under Class pictures."]
+
+    @contextmanager
+    def arriving(self, dataset: str, nouns: Sequence[str]) -> Iterator[Path]:
+        """A new folder to write class pictures to. It is the set `dataset` (an id) afterwards, also after a stop, if
+        its file is written, which comes last; else nothing is left of it."""
+        with tempfile.TemporaryDirectory(prefix=".arriving-", dir=self.workspace.root) as temporary:
+            folder = Path(temporary) / dataset
+            try:
+                yield folder
+            finally:
+                if (folder / CLASSES).is_file():
+                    count = (folder / CLASSES).read_text("utf-8").count("\n") - 1  # the first line names the classes
+                    title = f"Class pictures: {', '.join(dict.fromkeys(nouns))}"[:80]
+                    (folder / META).mkdir()
+                    write_atomic(folder / META / TITLE, f"{title} ({count})".encode())
+                    folder.rename(self.workspace.datasets / dataset)
 
     def _new(self, title: str) -> Path:
         folder = self.workspace.datasets / new_id(title)

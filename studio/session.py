@@ -22,6 +22,7 @@ PASSING = (
     "generate",
     "open",
     "masks",
+    "classes",
     "outline",
     "measure",
 )  # kinds of jobs whose record is of no use after a restart

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipelines import Layout, StudioError
@@ -14,10 +15,16 @@ if TYPE_CHECKING:
     from pipelines import StartNoise
 
 MANY = 3  # subjects; for more a stronger collage is usual
+Cut = Callable[[str, tuple[str, ...]], list[Any]]  # photo set, tokens in use -> pieces
+
+
+def cutter(studio: Studio) -> Cut:
+    """What cuts subjects out of photo sets, each set once."""
+    return cache(lambda dataset, tokens: list(_pieces(studio, dataset, tokens)))
 
 
 def start_of(
-    studio: Studio, values: Mapping[str, Any], names: Sequence[str], layout: Layout | None
+    studio: Studio, values: Mapping[str, Any], names: Sequence[str], layout: Layout | None, cut: Cut
 ) -> StartNoise | None:
     """The start noise of the chosen photo sets for the subjects that the prompt names; None where none is chosen.
 
@@ -29,10 +36,10 @@ def start_of(
         return None
     from pipelines import StartNoise, chosen, cutouts_of  # late: they bring torch
 
-    tokens = [
+    tokens = tuple(
         subject.token for concept in studio.library.concepts() if concept.name in names for subject in concept.subjects
-    ]
-    pieces = [piece for dataset in sets for piece in _pieces(studio, dataset, tokens)]
+    )
+    pieces = [piece for dataset in sets for piece in cut(dataset, tokens)]
     start = chosen(StartNoise(cutouts_of(pieces)), values["prompt"] or "")
     written = str(values["start_strength"] or "").strip()
     usual = 2.0 if len(start.words) <= MANY else 3.0

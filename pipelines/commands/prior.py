@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.commands.arguments import Parser, add_base, add_workspace, command, open_base, open_workspace
 from pipelines.commands.terminal import Stopped, Terminal
@@ -13,11 +12,7 @@ from pipelines.errors import StudioError
 from pipelines.files import name_key
 from pipelines.tokens import check_token
 
-if TYPE_CHECKING:
-    from pipelines.class_masks import Find
-    from pipelines.model import Model
-
-SURE = 0.4  # as MuDI: surer than for photos, and only photos' boxes are widened
+SURE = 0.4  # what `class_finder` takes where nothing is said
 EXAMPLE = """example:
   python -m pipelines prior classes --noun cat --name my-cat --noun dog --name my-dog --count 50
   python -m pipelines train --method segmix --data cats --noun cat --name my-cat --data dogs --noun dog --name my-dog \\
@@ -47,7 +42,7 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
 
 
 def run(options: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.class_masks import PROMPT, ClassWish, masked_class_pictures
+    from pipelines.class_masks import PROMPT, ClassWish, class_finder, masked_class_pictures
     from pipelines.formats.mudi import CLASS_FILE
 
     names = options.name or ["-".join(noun.split()) for noun in options.noun]
@@ -63,7 +58,9 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     wish = ClassWish(options.count, options.tries, prompt, steps=options.steps, seed=options.seed)
     wish.check(options.folder)
     model = open_base(options, terminal)
-    find = _finder(options, model)
+    sure = SURE if options.threshold is None else options.threshold
+    cache = None if options.detector else open_workspace(options).root / "masks"
+    find = class_finder(model, options.detector or "", options.segmenter, sure, cache)
     classes = dict(zip(names, options.noun, strict=True))
     try:
         written = terminal.watch(masked_class_pictures(model, classes, find, options.folder, wish))
@@ -71,19 +68,3 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
         file = options.folder / CLASS_FILE
         raise Stopped(f"Stopped; what is done is kept: {file}" if file.is_file() else "Stopped.") from None
     terminal.result({"file": str(written)}, f"Train with: --class-data {written.parent} --set prior_weight=1")
-
-
-def _finder(options: argparse.Namespace, model: Model) -> Find:
-    """What looks for the one thing of a class."""
-    if not options.detector:
-        from pipelines.class_masks import by_attention
-
-        return by_attention(model, open_workspace(options).root / "masks")
-    from pipelines.evaluate.eyes import detector
-    from pipelines.marked_masks import Finder, by_detector
-    from pipelines.segmenter import load_segmenter
-
-    device = str(model.device)
-    sure = SURE if options.threshold is None else options.threshold
-    finder = Finder(detector(options.detector, threshold=sure, device=device), margin=0.0)
-    return by_detector(load_segmenter(options.segmenter, device), finder)

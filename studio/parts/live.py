@@ -16,6 +16,7 @@ from studio.parts.pictures import data_uri, thumbnail
 from studio.parts.plot import loss_plot
 from studio.render import INSIDE, View, clock
 
+MOST_SHOWN = 16  # finished pictures; a file of prompts makes hundreds, and all are drawn anew at every step
 NO_LOSS = (INSIDE, "gradient")  # curves on other scales than the losses
 
 
@@ -36,7 +37,7 @@ def train_markup(job: Job, view: View, concept: Concept | None = None) -> str:
 
 def generate_markup(job: Job, view: View) -> str:
     """The pictures of the present or last generation: finished ones first, then those still forming."""
-    figures = [_picture(snapshot) for snapshot in view.pictures]
+    figures = [_picture(snapshot) for snapshot in view.pictures[-MOST_SHOWN:]]
     figures += [
         f'<figure class="rough"><img src="{data_uri(preview.image)}" alt="preview">'
         f"<figcaption>forming, step {preview.step} of {preview.total}</figcaption></figure>"
@@ -44,8 +45,15 @@ def generate_markup(job: Job, view: View) -> str:
     ]
     now = "" if job.over else f'<p class="now">{_now(job, view)}</p>'
     grid = f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
-    body = f"{now}{_found(view)}{grid}{_ending(job, view)}{_notes(view)}"
+    body = f"{now}{_found(view)}{grid}{_earlier(view)}{_ending(job, view)}{_notes(view)}"
     return f'<div class="live" data-state="{job.state}">{body}</div>'
+
+
+def _earlier(view: View) -> str:
+    """Where the finished pictures are that aren't shown here."""
+    if len(view.pictures) <= MOST_SHOWN:
+        return ""
+    return f'<p class="hint">The newest {MOST_SHOWN} of {len(view.pictures)}. All are in the pictures so far.</p>'
 
 
 def _found(view: View) -> str:
@@ -128,10 +136,11 @@ def _figure(uri: str, caption: str, elem_id: str) -> str:
 
 
 def _picture(snapshot: Snapshot) -> str:
-    seed = snapshot.info.get("seed", "")
+    seed, prompt = escape(str(snapshot.info.get("seed", ""))), escape(str(snapshot.info.get("prompt", "")))
+    of = f" · {prompt}" if prompt else ""  # one of several
     return (
-        f'<figure class="ready"><img src="{_uri(snapshot, 512)}" alt="picture, seed {escape(str(seed))}">'
-        f"<figcaption>seed {escape(str(seed))}</figcaption></figure>"
+        f'<figure class="ready"><img src="{_uri(snapshot, 512)}" alt="picture, seed {seed}">'
+        f"<figcaption>seed {seed}{of}</figcaption></figure>"
     )
 
 

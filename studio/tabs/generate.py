@@ -14,8 +14,9 @@ from studio.parts.cards import picked
 from studio.parts.chips import chips, chips_markup, split
 from studio.parts.live import generate_markup
 from studio.parts.message import answering, done
+from studio.prompt_files import asked_lines, start_lines, summary
 from studio.session import Studio
-from studio.tabs import history, measure
+from studio.tabs import history, measure, prompts
 from studio.tabs import layout as layouts
 from studio.tabs.layout import Controls, updates
 from studio.work import start_pictures, waiting
@@ -44,17 +45,23 @@ def build(studio: Studio, page: Page) -> None:
 
     @answering(1)
     def generate(*given: Any) -> tuple[Any, str]:
-        request, concepts, words = asked(studio, dict(zip(controls, given, strict=True)))
+        values = dict(zip(controls, given, strict=True))
         ahead = len(studio.jobs.active())
-        start_pictures(studio, request, concepts, words)
-        seeds = (
-            f"Seed {request.seeds[0]}"
-            if len(request.seeds) == 1
-            else f"Seeds {request.seeds[0]} to {request.seeds[-1]}"
-        )
-        return gr.skip(), done(f"{seeds}.{waiting(ahead)}")
+        if values["prompt_file"]:
+            lines = asked_lines(studio, values)
+            start_lines(studio, lines)
+            said = f"{summary(lines)}. {_seeds(lines[0].request.seeds)}, the same for each."
+        else:
+            request, concepts, words = asked(studio, values)
+            start_pictures(studio, request, concepts, words)
+            said = f"{_seeds(request.seeds)}."
+        return gr.skip(), done(f"{said}{waiting(ahead)}")
 
     button.click(generate, list(controls.values()), [button, message], api_visibility="private")
+
+
+def _seeds(seeds: tuple[int, ...]) -> str:
+    return f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
 
 
 def _controls(studio: Studio, page: Page) -> Controls:
@@ -63,6 +70,7 @@ def _controls(studio: Studio, page: Page) -> Controls:
         label="Prompt", lines=3, placeholder="a photo of <my-cat> in the snow", elem_id="prompt", max_length=5000
     )
     shown = chips("prompt-chips")
+    instead = prompts.instead()
     controls: Controls = {"prompt": prompt, "words": gr.State([])}
     controls["concepts"] = gr.Dropdown(
         _concept_choices(studio), value=[], multiselect=True, max_choices=MOST_CONCEPTS, label="Concepts",
@@ -79,6 +87,7 @@ def _controls(studio: Studio, page: Page) -> Controls:
         controls["count"] = gr.Slider(1, MOST_PICTURES, value=1, step=1, label="Pictures", elem_id="count")
     layout = layouts.layout_controls()
     controls |= {name: one for name, one in layout.items() if not name.startswith("_")}
+    controls["prompt_file"] = prompts.build(instead)
     controls |= _more(studio, page) | layouts.advanced_controls()
     _wire_chips(studio, page, controls, shown)
     _wire_concepts(studio, page, controls)

@@ -18,7 +18,7 @@ from studio.parts.message import answering, done
 from studio.parts.runs import runs, runs_markup, wants_discard
 from studio.photo_masks import unused_masks
 from studio.session import Studio
-from studio.tabs import masks, photos, things
+from studio.tabs import classes, masks, photos, things
 from studio.work import Training, discard_training, resume_training, start_training, waiting, with_rare_words
 
 TITLE = "Train"
@@ -43,8 +43,7 @@ def build(studio: Studio, page: Page) -> None:
             chosen, gallery = photos.build(studio, page)
             named = things.build(studio, page, chosen)
             masks.build(studio, page, chosen, gallery, named)
-            asked = _how(studio, chosen, named)
-            page.watch(Watch([asked.classes], lambda: str(_classes(studio)), lambda: [_class_update(studio)]))
+            asked = _how(studio, page, chosen, named)
             message = gr.HTML("", elem_id="train-message", render=False)
             kind = gr.State(studio.base.kind)
             _form(studio, asked, kind, message)
@@ -83,7 +82,7 @@ def _remember(studio: Studio, page: Page, asked: _Asked) -> None:
     page.remember(Memory("train", kept, changes, recall, [asked.photos, asked.method, *outputs]))
 
 
-def _how(studio: Studio, chosen: gr.Dropdown, named: things.Things) -> _Asked:
+def _how(studio: Studio, page: Page, chosen: gr.Dropdown, named: things.Things) -> _Asked:
     methods = [(get_method(each).title, each) for each in method_names()]
     first = photos.example_about(studio)["method"]
     method = gr.Radio(methods, value=first, label="Method", elem_id="train-method")
@@ -96,19 +95,7 @@ def _how(studio: Studio, chosen: gr.Dropdown, named: things.Things) -> _Asked:
         return gr.update(choices=choices, value=value), _paper(method)
 
     method.change(presets_for, method, [preset, paper], queue=False, api_visibility="private")
-    classes = gr.Dropdown(
-        _classes(studio), value="", label="Class pictures", visible=len(_classes(studio)) > 1, elem_id="train-classes",
-        info="Of prior preservation: painted by the base, or those that were added",
-    )  # fmt: skip
-    return _Asked(chosen, named, method, preset, classes)
-
-
-def _classes(studio: Studio) -> list[tuple[str, str]]:
-    return [("Painted by the base", ""), *((each.title, each.id) for each in studio.datasets.classes())]
-
-
-def _class_update(studio: Studio) -> Any:
-    return gr.update(choices=_classes(studio), visible=len(_classes(studio)) > 1)
+    return _Asked(chosen, named, method, preset, classes.build(studio, page, named))
 
 
 def _paper(method: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -224,6 +225,47 @@ def test_what_cannot_be_is_told_in_place(site: Site, browser: Browser, tmp_path:
     expect(page.locator("#generate-message")).to_contain_text("The prompt is empty")
     generate(page, "a photo of <nobody> here")
     expect(page.locator("#generate-message")).to_contain_text("no concept <nobody>")
+    page.context.close()
+
+
+def test_a_file_of_prompts_is_painted(furnished: Site, browser: Browser, tmp_path: Path) -> None:
+    """Instead of the prompt, until it is taken out."""
+    page = furnished.open(browser)
+    tab(page, "Generate")
+    page.click("#prompt-file button >> nth=0")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    page.set_input_files("#prompt-file-drop-zone input[type=file]", tmp_path / "binary.txt")
+    expect(page.locator("#prompt-file-told .problem")).to_contain_text("is no UTF-8 text")
+    page.click("#prompt-file-drop")
+    expect(page.locator("#prompt-file-row")).to_be_hidden()
+    (tmp_path / "prompts.txt").write_text("a photo of <my-robot>\n\na photo of a dog\n")
+    page.set_input_files("#prompt-file-drop-zone input[type=file]", tmp_path / "prompts.txt")
+    expect(page.locator("#prompt-file-told")).to_contain_text("the 2 prompts in prompts.txt instead")
+    page.click("#generate-button")
+    expect(page.locator("#generate-message")).to_contain_text("2 prompts, 2 pictures")
+    expect(page.locator("#generate-live .live[data-state=done] figure.ready")).to_have_count(2)
+    expect(page.locator("#generate-live")).to_contain_text("a photo of a dog")
+    page.click("#prompt-file-drop")
+    page.click("#generate-button")
+    expect(page.locator("#generate-message")).to_contain_text("The prompt is empty")
+    page.context.close()
+
+
+def test_class_pictures_can_be_chosen(site: Site, browser: Browser, tmp_path: Path) -> None:
+    """The form reads them only when it is drawn, so the page could take the list for an output."""
+    page = site.open(browser)
+    page.click("#classes button >> nth=0")
+    page.fill("#train-noun input, #train-noun textarea", "")
+    page.click("#classes-button")
+    expect(page.locator("#classes-message")).to_contain_text("What is it?")
+    row = {"id": "x", "file_name": "1.png", "mask_path": "m1.png", "text": "A photo of a cat"}
+    (tmp_path / "class_metadata.jsonl").write_text(f"{json.dumps({'id': {'x': 'cat'}})}\n{json.dumps(row)}\n")
+    for name in ("1.png", "m1.png"):
+        Image.new("L", (64, 64), 255).save(tmp_path / name)
+    page.set_input_files(UPLOAD, sorted(tmp_path.iterdir()))
+    page.click("#train-classes input")
+    page.get_by_role("option", name="1 of cat").click()
+    expect(page.locator("#train-classes input")).to_have_value("1 of cat")
     page.context.close()
 
 

@@ -1,0 +1,102 @@
+"""Class pictures painted from the page: a set beside the photo sets, there at once or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import ClassWish, StudioError, Workspace, class_finder, class_pictures_of, read_dataset
+from pipelines.class_masks import SURE as ENGINE_SURE
+from pipelines.commands.prior import SURE as COMMAND_SURE
+from pipelines.toybox.scenes import scene
+from studio.class_pictures import EACH, MOST, SURE, Classes, made_by, start_classes
+from studio.datasets import CLASSES
+from studio.session import Studio
+from studio.tabs.classes import _choices, _detector, _live
+from tests.tiny import tiny_folder, tiny_model
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Studio]:
+    studio = Studio(Workspace(tmp_path / "w"), str(tiny_folder(tmp_path / "tiny")))
+    yield studio
+    studio.close()
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base of the tests sees nothing, so what attention says is given: the upper half is the noun's."""
+
+    def scores(model: object, image: object, nouns: object, params: object) -> object:
+        found = np.zeros((1, 10, 10), np.float32)
+        found[0, :5] = 1
+        return found
+
+    monkeypatch.setattr("pipelines.masks.noun_scores", scores)
+
+
+def test_they_become_a_set_that_training_takes(studio: Studio, seen: None) -> None:
+    job = start_classes(studio, Classes({"my-cat": "cat", "my-dog": "dog"}, 1))
+    assert job.title == "Paint class pictures: cat, dog" and made_by(studio, job) is None
+    assert job.wait(300) and job.state == "done", job.error
+    (made,) = studio.datasets.classes()
+    assert made == made_by(studio, job) and made.title == "Class pictures: cat, dog (2)"
+    assert studio.datasets.all() == [] and _choices(studio)[1:] == [(made.title, made.id)]
+    assert f"choose “{made.title}”" in _live(studio)
+    found = read_dataset(studio.datasets.folder(made.id), CLASSES)
+    assert found.phrases == {"my-cat": "cat", "my-dog": "dog"}
+    assert [picture.token for picture in class_pictures_of(found, short_side=64)] == ["<my-cat>", "<my-dog>"]
+    assert not list(studio.workspace.root.glob(".arriving*"))
+
+
+def test_stopped_they_are_a_set_of_what_is_done(studio: Studio, seen: None) -> None:
+    job = start_classes(studio, Classes({"my-cat": "cat"}, 30))
+    for _ in job.follow(every=0.01):
+        if studio.view(job).step:
+            assert studio.datasets.classes() == [] == studio.datasets.all()  # nothing by halves
+            job.cancel()
+    made = made_by(studio, job)
+    assert (
+        job.state == "stopped" and made is not None and f"what is done is kept: choose “{made.title}”" in _live(studio)
+    )
+    rows = read_dataset(studio.datasets.folder(made.id), CLASSES).rows
+    assert 0 < len(rows) < 30 and made.title == f"Class pictures: cat ({len(rows)})"
+
+
+def test_what_fails_is_told_and_leaves_nothing(studio: Studio) -> None:
+    with pytest.raises(StudioError, match="no"), studio.datasets.arriving("cat-1", ["cat"]) as folder:
+        folder.mkdir()
+        (folder / "img_0.png").write_bytes(b"x")  # the file that names it comes last
+        raise StudioError("no")
+    assert not any(studio.workspace.datasets.iterdir()) and not list(studio.workspace.root.glob(".arriving*"))
+    job = start_classes(studio, Classes({"my-cat": "cat"}, 1, detector="/no/such/folder"))
+    assert job.wait(120) and job.state == "failed" and not job.is_bug and "problem" in _live(studio)
+    assert studio.datasets.classes() == []
+
+
+def test_what_cannot_be_is_told_before_it_is_queued(studio: Studio) -> None:
+    for each in (0, MOST + 1):
+        with pytest.raises(StudioError, match="pictures of each class can't be painted"):
+            start_classes(studio, Classes({"my-cat": "cat"}, each))
+    assert studio.jobs.jobs() == []
+    with pytest.raises(StudioError, match="Name a detector"):
+        _detector(studio, " ")  # real photos need a real one
+    assert _detector(studio, " owl ") == "owl"
+    studio.base.where = "toybox"
+    assert _detector(studio, "") == "toybox"
+
+
+def test_the_page_the_command_and_the_engine_agree() -> None:
+    assert SURE == ENGINE_SURE == COMMAND_SURE and ClassWish().each == EACH
+
+
+def test_a_detector_cuts_out_the_one_thing() -> None:
+    """Toybox's own, which comes with the repository; of another kind there is nothing in the picture."""
+    model, one = tiny_model("sd1"), scene("test", 440_000, count=1)
+    find = class_finder(model, "toybox")
+    mask, true = find(one.image, one.toys[0]["category"]), one.masks[0]
+    assert mask is not None and ((mask > 0) & true).sum() > 0.7 * ((mask > 0) | true).sum()
+    assert find(one.image, "cup" if one.toys[0]["category"] != "cup" else "cat") is None
