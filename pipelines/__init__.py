@@ -101,6 +101,8 @@ _WHERE = {
     "ClassWish": "class_masks",
     "class_finder": "class_masks",
     "masked_class_pictures": "class_masks",
+    "caption_file": "captions",
+    "captions_in": "captions",
     "class_pictures_of": "formats.mudi",
     "read_dataset": "formats.mudi",
     "subjects_of": "formats.mudi",

@@ -35,6 +35,17 @@ def caption(text: str | None, subjects: Sequence[Subject], file: str = "photo") 
     return text
 
 
+def captions_in(text: str) -> str:
+    """What a caption file says, a line for each caption: an empty line stands between two, and one may be wrapped."""
+    parts = re.split(r"\n[^\S\n]*\n", text.replace("\r\n", "\n"))
+    return "\n".join(line for part in parts if (line := " ".join(part.split())))
+
+
+def caption_file(captions: str) -> str:
+    """The inverse of `captions_in`."""
+    return "\n\n".join(captions.splitlines()) + "\n"
+
+
 def class_prompt(subject: Subject) -> str:
     """The prompt for pictures of the subject's whole kind (DreamBooth, section 3.3)."""
     return f"a photo of {article(subject.noun)} {subject.noun}"

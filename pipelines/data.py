@@ -97,6 +97,7 @@ class Data:
             for part in (source.image, *source.masks.values()):
                 digest.update(str(part.shape).encode() + part.tobytes())
             digest.update(f"{source.caption}|{source.original}|{list(source.masks)}|{source.shows}".encode())
+            digest.update("".join(f"|{text}" for text in source.others).encode())
         return digest.hexdigest()
 
     def _sample(
@@ -107,6 +108,8 @@ class Data:
         source, key = self._mixed(source, name, mixing)
         own = key is not None  # a collage's caption may say who is left, so it is neither mirrored nor turned
         flip = self.params.flip and mirrored < self.augment.flip_chance and own
+        if own:
+            source = source.told(generator("caption", chance.initial_seed()))
         if own and name[0] == "photo":
             turned = self.augment.turned(source, generator("turn", chance.initial_seed()), self.resolution)
             source, key = turned, key if turned is source else None  # nobody will see this angle again

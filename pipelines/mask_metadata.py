@@ -80,16 +80,17 @@ def _row(photo: Photo, subject: Phrase, boxes: Mapping[str, Sequence[int]]) -> d
     from pipelines.mask_files import mask_file
 
     mask = mask_file(photo, subject.mask)
+    texts = [_text(line, subject) for line in (photo.caption or "").splitlines() or [""]]
     return {
         "id": subject.id,
         "file_name": photo.path.name,
         "mask_path": mask,
-        "text": _text(photo.caption, subject),
+        "text": texts if len(texts) > 1 else texts[0],
         "box": list(boxes.get(mask) or _box(photo.masks[subject.mask])),
     }
 
 
-def _text(caption: str | None, subject: Phrase) -> str:
+def _text(caption: str, subject: Phrase) -> str:
     """The caption with the phrase where the subject or its noun stands; a plain one where neither does."""
     if caption:
         for said in (subject.words, f"<{subject.id}>", subject.noun):

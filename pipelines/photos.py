@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.captions import captions_in
 from pipelines.errors import StudioError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Photo:
     path: Path
     image: Picture  # (height, width, 3)
     masks: dict[str, Mask] = field(default_factory=dict)  # "" = the subject; other names for several subjects
-    caption: str | None = None
+    caption: str | None = None  # several stand in a line each
     size: tuple[int, int] = (0, 0)  # width, height of the whole upright photo, before `short_side` was applied
     shows: tuple[str, ...] = ()  # names of the subjects in it, () = all that are learned
 
@@ -225,7 +226,7 @@ def _caption(photo: Path) -> str | None:
     if path.stat().st_size > MAX_CAPTION:
         raise StudioError(f"{path.name} is longer than any caption. Write one sentence, or delete it.")
     try:
-        text = " ".join(path.read_text(encoding="utf-8-sig").split())
+        text = captions_in(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise StudioError(f"{path.name} is not UTF-8 text. Save it as UTF-8, or delete it.") from error
     return text or None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ class Source:
     """One picture to learn from, its short side at the training resolution.
 
     `masks` are the subjects' masks by token ("<my-cat>"); `shows` are the tokens of the subjects in the picture;
-    `mixed` tells a collage from a photo.
+    `mixed` tells a collage from a photo. A picture may have `others` beside its caption: each step draws one.
     """
 
     image: Picture  # (height, width, 3)
@@ -36,6 +36,16 @@ class Source:
     masks: dict[str, Mask] = field(default_factory=dict)
     shows: tuple[str, ...] = ()
     mixed: bool = False
+    others: tuple[str, ...] = ()
+
+    def told(self, chance: torch.Generator) -> Source:
+        """With one of its captions, drawn from `chance`."""
+        if not self.others:
+            return self
+        import torch
+
+        texts = (self.caption, *self.others)
+        return replace(self, caption=texts[int(torch.randint(len(texts), (), generator=chance))])
 
     @property
     def mask(self) -> Mask | None:
@@ -44,7 +54,8 @@ class Source:
 
 
 class ClassPicture(NamedTuple):
-    """A picture of a whole kind, for prior preservation: `words` is its prompt, `token` the subject of that kind."""
+    """A picture of a whole kind, for prior preservation: `words` is its prompt, or several in a line each; `token` the
+    subject of that kind."""
 
     image: Picture  # (height, width, 3)
     words: str
@@ -68,9 +79,9 @@ class Mixer(Protocol):
 
 
 def photo_source(photo: Photo, subjects: Sequence[Subject], resolution: int, *, masked: bool) -> Source:
-    """A photo as a source. `photo.shows` says which subjects are in it, () = all.
+    """A photo as a source. `photo.shows` says which subjects are in it, () = all; every line of its caption is one.
 
-    StudioError when its caption names none of them, and when `masked` asks for a mask that isn't there.
+    StudioError when a caption names none of them, and when `masked` asks for a mask that isn't there.
     """
     shown = [subject for subject in subjects if not photo.shows or _name(subject) in photo.shows]
     own = _masks(photo, shown)
@@ -83,18 +94,20 @@ def photo_source(photo: Photo, subjects: Sequence[Subject], resolution: int, *, 
             f"{photo.path.name} has no mask of {names}{others}. Draw {photo.path.stem}-masklabel.png, "
             "or train without masks."
         )
-    text = caption(photo.caption, shown, photo.path.name)
+    texts = [caption(line, shown, photo.path.name) for line in (photo.caption or "").splitlines() or [""]]
     width, height = photo.size
     original = (height, width) if width else (photo.image.shape[0], photo.image.shape[1])
-    return Source(scaled(photo.image, resolution), text, original, masks, tuple(subject.token for subject in shown))
+    tokens = tuple(subject.token for subject in shown)
+    return Source(scaled(photo.image, resolution), texts[0], original, masks, tokens, others=tuple(texts[1:]))
 
 
 def class_source(picture: ClassPicture, resolution: int) -> Source:
-    """A class picture with its prompt; whose kind it is of, and the mask, matter only where it is mixed."""
+    """A class picture with its prompts; whose kind it is of, and the mask, matter only where it is mixed."""
     image, words, token, mask = picture
     masks = {} if mask is None or not token else {token: scaled(mask, resolution)}
     size = (image.shape[0], image.shape[1])
-    return Source(scaled(image, resolution), words, size, masks, (token,) if token else ())
+    first, *others = words.splitlines()
+    return Source(scaled(image, resolution), first, size, masks, (token,) if token else (), others=tuple(others))
 
 
 def scaled(picture: Picture, short_side: int) -> Picture:

@@ -15,7 +15,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines import MASK_MARK, Photo, StudioError, Workspace, check_id, clean_name, load_photos, new_id, write_atomic
+from pipelines import (
+    MASK_MARK,
+    Photo,
+    StudioError,
+    Workspace,
+    caption_file,
+    captions_in,
+    check_id,
+    clean_name,
+    load_photos,
+    new_id,
+    write_atomic,
+)
 from studio.parts.cards import Card
 from studio.parts.pictures import data_uri
 
@@ -173,10 +185,10 @@ class Datasets:
         return folder
 
     def caption(self, dataset: str, photo: str, text: str) -> None:
-        """Write a photo's caption; an empty one is removed."""
+        """Write a photo's caption, or several with an empty line between; an empty one is removed."""
         path = self._photo(dataset, photo).with_suffix(".txt")
         if text.strip():
-            write_atomic(path, " ".join(text.split())[:2000].encode())
+            write_atomic(path, caption_file(captions_in(text[:2000])).encode())
         else:
             path.unlink(missing_ok=True)
 

@@ -89,6 +89,26 @@ def test_the_cache_stays_within_its_budget(model: Model) -> None:
     assert sum(kept.numel() * 4 for kept in small.latents._kept.values()) <= small.latents.budget
 
 
+def test_every_step_takes_one_of_several_captions(model: Model) -> None:
+    said = "a photo of a cat\na cat on sand"
+    wish = (TrainParams(prior_weight=1.0), CAT)
+    prior = [(photos()[0].image, "a cat\nthe cat")]
+    one, same, plain = (
+        prepare(model, [replace(photo, caption=text) for photo in photos()], *wish, seed=3, prior=prior)
+        for text in (said, said, "a photo of a cat")
+    )
+    steps = [one.batch(STAGE, step) for step in range(1, 7)]
+    assert {text for step in steps for text in step.captions} == {
+        "a photo of a <my-cat>", "a <my-cat> on sand", "a cat", "the cat",
+    }  # fmt: skip
+    for step, batch in enumerate(steps, 1):
+        assert equal(batch, same.batch(STAGE, step))
+        assert torch.equal(batch.latents, plain.batch(STAGE, step).latents)  # no other draw is shifted
+    assert one.digest() == same.digest() != plain.digest()
+    with pytest.raises(StudioError, match="'a dog', does not name"):
+        prepare(model, [replace(photo, caption="a cat\na dog") for photo in photos()], *wish, seed=3, prior=prior)
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_batch_of_one(model: Model, count: int) -> None:
     whole = data(model, prior_weight=1.0)

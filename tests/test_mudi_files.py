@@ -14,7 +14,9 @@ from PIL import Image
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
 from pipelines.formats import formats, mudi, mudi_folders
+from pipelines.noise import generator
 from pipelines.photos import Photo, load_photos
+from pipelines.sources import photo_source
 
 FIRST = {"id": {"a": "olis blue drink can", "b": "hta red monster plush"}}
 ROWS = [
@@ -173,10 +175,25 @@ def test_class_pictures_may_share_a_class(tmp_path: Path) -> None:
         mudi_folders.check_classes(mudi.read_dataset(tmp_path / "x"), mudi.read_dataset(other, mudi.CLASS_FILE))
 
 
-def test_a_list_of_texts_gives_the_first(tmp_path: Path) -> None:
+def test_of_a_list_of_texts_every_step_takes_one(tmp_path: Path) -> None:
     texts = ["A olis blue drink can.", "Another olis blue drink can."]
     found = mudi.read_dataset(folder(tmp_path / "x", [FIRST, ROWS[0] | {"text": texts}, ROWS[2]]))
-    assert found.rows[0].texts == tuple(texts) and mudi.photos_of(found)[0].caption == "A <a>."
+    assert found.rows[0].texts == tuple(texts)
+    photos = mudi.photos_of(found)
+    assert photos[0].caption == "A <a>.\nAnother <a>."
+    (one, other), _ = mudi.subjects_of(found)
+    assert (one.token, other.token) == ("<a>", "<b>")
+    source = photo_source(photos[0], [one], 64, masked=False)
+    drawn = {source.told(generator("caption", number)).caption for number in range(20)}
+    assert drawn == {"A <a>.", "Another <a>."} and source.told(generator("x")) == source.told(generator("x"))
+    assert source.told(generator("x")).others == source.others
+    written = mudi.write_dataset(tmp_path / "again", found.phrases, photos)
+    assert [row.texts for row in mudi.read_dataset(written.parent).rows] == [row.texts for row in found.rows]
+    folders = mudi_folders.unpack(found, tmp_path / "ours")
+    assert [photo.caption for photo in load_photos(folders["a"])] == [photos[0].caption]
+    silent = mudi.read_dataset(folder(tmp_path / "y", [FIRST, ROWS[0] | {"text": [*texts, "A can."]}, ROWS[2]]))
+    with pytest.raises(StudioError, match="line 2: the text 'A can.' doesn't say"):
+        mudi.photos_of(silent)
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_folder(tmp_path: Path) -> None:
     _mask().save(tmp_path / "b-masklabel.png")
     _mask().save(tmp_path / "b-masklabel-other-toy.png")
     (tmp_path / "b.txt").write_text("\ufeffa photo of\n a cat ", encoding="utf-8")
+    (tmp_path / "a.txt").write_bytes(b"a cat\r\n\r\na cat\r\non sand\r\n \r\n\r\n")
     (tmp_path / "c.txt").write_text(" \n")
     (tmp_path / "notes.md").write_text("hello")
     (tmp_path / "truth.json").write_text("{ not even json")
@@ -62,7 +63,7 @@ def test_folder(tmp_path: Path) -> None:
     notes: list[str] = []
     photos = load_photos(tmp_path, notes=notes)
     assert [photo.path.name for photo in photos] == ["a.JPG", "b.png", "c.webp"]
-    assert [photo.caption for photo in photos] == [None, "a photo of a cat", None]
+    assert [photo.caption for photo in photos] == ["a cat\na cat on sand", "a photo of a cat", None]
     assert set(photos[1].masks) == {"", "other-toy"} and not photos[0].masks
     assert photos[1].image.shape == (24, 40, 3) and photos[1].size == SIZE
     assert np.array_equal(photos[1].image, np.asarray(_picture()))

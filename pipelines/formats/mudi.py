@@ -4,7 +4,7 @@
     {"id": "a", "file_name": "a00.jpg", "mask_path": "mask_a00.jpg", "text": "A photo of a olis blue drink can ..."}
 
 The first line names the subjects: a rare word and what it is (class pictures: only what it is). Every other line is one
-picture; `text` may be a list, of which the first is taken. Blank lines are skipped and a broken one is told by its
+picture; `text` may be a list, of which each step draws one. Blank lines are skipped and a broken one is told by its
 number, where the original silently forgets it and all that follow. This is data, not a concept: it has no `detect`.
 """
 
@@ -136,13 +136,15 @@ def photos_of(dataset: Dataset, *, short_side: int = 0, names: Mapping[str, str]
         name = token.strip("<>")
         words = r"\s+".join(map(re.escape, dataset.phrases[row.id].split()))
         phrase = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)
-        said, count = phrase.subn(lambda _, token=token: token, row.texts[0])  # type: ignore[misc]
-        if not count:
+        said = [phrase.subn(lambda _, token=token: token, text) for text in row.texts]  # type: ignore[misc]
+        silent = [text for text, (_, count) in zip(row.texts, said, strict=True) if not count]
+        if silent:
             raise StudioError(
-                f"{dataset.where(row.line)}: the text '{printable(row.texts[0])}' doesn't say "
+                f"{dataset.where(row.line)}: the text '{printable(silent[0])}' doesn't say "
                 f"'{printable(dataset.phrases[row.id])}', so nothing ties it to '{printable(row.id)}'. Write it there."
             )
-        photos.append(replace(_photo(dataset, row, name, short_side), caption=said, shows=(name,)))
+        captions = "\n".join(text for text, _ in said)
+        photos.append(replace(_photo(dataset, row, name, short_side), caption=captions, shows=(name,)))
     return photos
 
 
@@ -153,11 +155,8 @@ def class_pictures_of(
     pictures = []
     for row in dataset.rows:
         photo = _photo(dataset, row, row.id, short_side)
-        pictures.append(
-            ClassPicture(
-                photo.image, row.texts[0], _token(dataset.where(dataset.first), row.id, names), photo.masks[row.id]
-            )
-        )
+        token = _token(dataset.where(dataset.first), row.id, names)
+        pictures.append(ClassPicture(photo.image, "\n".join(row.texts), token, photo.masks[row.id]))
     return pictures
 
 
@@ -179,8 +178,8 @@ def write_dataset(folder: Path, phrases: Mapping[str, str], photos: Sequence[Pho
         stem = f"{subject if plain else list(phrases).index(subject)}_{counts[subject]:02d}"
         counts[subject] += 1
         row = {"id": subject, "file_name": f"{prefix}{stem}.png", "mask_path": f"mask_{prefix}{stem}.png"}
-        text = photo.caption or f"A photo of a <{subject}>"
-        lines.append(row | {"text": text.replace(f"<{subject}>", phrases[subject])})
+        texts = (photo.caption or f"A photo of a <{subject}>").replace(f"<{subject}>", phrases[subject]).splitlines()
+        lines.append(row | {"text": texts if len(texts) > 1 else texts[0]})
         write_atomic(folder / row["file_name"], png(photo.image))
         write_atomic(folder / row["mask_path"], png(mask))
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

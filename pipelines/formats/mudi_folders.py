@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.captions import caption_file
 from pipelines.errors import StudioError
 from pipelines.files import write_atomic
 from pipelines.formats.mudi import CLASS_FILE, FILE, Dataset, class_pictures_of, photos_of, png, write_dataset
@@ -27,7 +28,7 @@ def unpack(dataset: Dataset, target: Path, *, names: Mapping[str, str] | None = 
         stem = f"{number:04d}"
         write_atomic(folders[name] / f"{stem}.png", png(photo.image))
         write_atomic(folders[name] / f"{stem}-masklabel.png", png(photo.masks[name]))
-        write_atomic(folders[name] / f"{stem}.txt", f"{photo.caption}\n".encode())
+        write_atomic(folders[name] / f"{stem}.txt", caption_file(photo.caption or "").encode())
     return folders
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines import StudioError, load_photos, load_preset, method_names
+from pipelines import StudioError, caption_file, load_photos, load_preset, method_names
 from studio.datasets import SHOWN, photo_cards
 from studio.forms import read
 from studio.page import Page, Watch
@@ -54,6 +54,8 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
         photo = gr.State("")
         caption = gr.Textbox(
             label="Caption of this photo",
+            info="Several: an empty line between; every step takes one",
+            max_lines=4,
             placeholder="a photo of <name> on the grass",
             scale=4,
             elem_id="photo-caption",
@@ -131,7 +133,12 @@ def _wire_edit(
         if not found:
             return closed, "", "", ""
         label = f"Caption of {found[0].path.name}"
-        return gr.update(visible=True), found[0].path.name, gr.update(value=found[0].caption or "", label=label), ""
+        return (
+            gr.update(visible=True),
+            found[0].path.name,
+            gr.update(value=caption_file(found[0].caption or "").strip(), label=label),
+            "",
+        )
 
     @answering(1)
     def write(dataset: str, name: str, text: str) -> tuple[Any, str]:
