@@ -58,8 +58,11 @@ def data(model: Model, params: Any, prior: bool = False) -> Data:
 
 def test_the_published_settings() -> None:
     params = load_preset("segmix", "default")
-    assert isinstance(params, segmix.Params) and params == segmix.Params(sample_every=200, checkpoint_every=200)
-    assert (params.mix_chance, params.rank, params.lr, params.batch_size) == (0.3, 32, 1e-4, 2)
+    assert isinstance(params, segmix.Params) and params == segmix.Params(
+        micro_batch=1, sample_every=200, checkpoint_every=200
+    )
+    assert (params.mix_chance, params.rank, params.lr) == (0.3, 32, 1e-4)
+    assert (params.batch_size, params.micro_batch) == (2, 1)  # one photo, two accumulated gradients
     assert (params.soft_alpha, params.loss, params.dco_beta, params.prior_weight) == (1.0, "mse", 1000.0, 1.0)
     assert segmix.mixer(params, (CAT, DOG)) == SegMixer(("<my-cat>", "<my-dog>"), 0.3, Recipe(0.75, 1.0, 0.5), 2)
 
