@@ -9,35 +9,40 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipelines import Config, Event, Finished, Request, StudioError, Trained, again, read_config
+from studio.asked import filled, seeds_of
 from studio.jobs import Job
+from studio.layouts import Values
+from studio.prompt_files import Line, line_of
 from studio.session import Studio
 
 ENDINGS = (".json", ".png", ".jpg", ".jpeg", ".webp", ".pt", ".bin", ".safetensors")
 PUBLISHED = {"steps": 50, "guidance": 7.5, "scheduler": "euler", "recur": 1}  # what the original paints with
+SHARED = ("steps", "guidance", "scheduler", "negative", "words", "seed", "count")  # of all its pictures: the controls'
 
 
 def start_opening(studio: Studio, files: Sequence[Path]) -> Job:
-    """Queue the reading of a configuration; it ends with {"request": a request as JSON, "notes": sentences}.
+    """Queue the reading of a configuration; it ends with {"name", "requests": each element's as JSON, "notes"}.
 
-    StudioError at once when the upload isn't complete. Of several elements the first is taken.
+    StudioError at once when the upload isn't complete. An element after the first whose files were not chosen is left
+    out, and told.
     """
-    configs = _gathered(studio, files)
+    configs, left_out = _gathered(studio, files)
 
     def work() -> Iterator[Event]:
         from pipelines import attached, config_request
 
         model = yield from studio.base.ready()
-        with attached(model, _cast(studio, configs[0])):
-            request, notes = config_request(model, configs[0], Request(configs[0].prompt, **PUBLISHED))
-        if len(configs) > 1:
-            notes.append(f"The file has {len(configs)} pictures; this is the first. The command line paints them all.")
-        data = request.to_json()
-        yield Finished(
-            {"request": {name: data[name] for name in data if name not in ("seeds", "width", "height")}}
-            | {"notes": notes}
-        )
+        notes, found = list(left_out), []
+        for config in configs:
+            with attached(model, _cast(studio, config)):
+                request, said = config_request(model, config, Request(config.prompt, **PUBLISHED))
+            data = request.to_json()
+            found.append({name: data[name] for name in data if name not in ("seeds", "width", "height")})
+            notes += said
+        yield Finished({"name": configs[0].file.name, "requests": found, "notes": list(dict.fromkeys(notes))})
 
     return studio.jobs.submit(f"Open {configs[0].file.name}"[:80], work, kind="open", record=False)
 
@@ -72,8 +77,20 @@ def _cast(studio: Studio, config: Config) -> list[tuple[Trained, float]]:
     return [(studio.library.load(one.name), 1.0) for one in studio.library.named_in(config.prompt)]
 
 
-def _gathered(studio: Studio, files: Sequence[Path]) -> list[Config]:
-    """The uploaded files where the configuration says they are, in a folder of their own."""
+def asked_elements(studio: Studio, values: Values, name: str, elements: Sequence[dict[str, Any]]) -> list[Line]:
+    """What the elements of the opened configuration `name` ask for, with the controls' seed, number of pictures and settings.
+
+    StudioError, with its number, for one that can't be painted so.
+    """
+    seeds = seeds_of(values["seed"], int(values["count"]))
+    same = {**values, "seed": str(seeds[0]), "counted": "", "start": None, "start_photos": []}
+    own = [filled(studio, {"request": element}) for element in elements]
+    kept = [{name: one[name] for name in one if name not in SHARED} for one in own]
+    return [line_of(studio, same | one, f"{name}, picture {number}") for number, one in enumerate(kept, start=1)]
+
+
+def _gathered(studio: Studio, files: Sequence[Path]) -> tuple[list[Config], list[str]]:
+    """The uploaded files where the configuration says they are, in a folder of their own, and what is left out."""
     named = [path for path in files if path.suffix.lower() == ".json"]
     if len(named) != 1:
         raise StudioError("Choose one guidance configuration (.json), together with the files it names.")
@@ -82,7 +99,15 @@ def _gathered(studio: Studio, files: Sequence[Path]) -> list[Config]:
     folder.mkdir(parents=True)
     config = Path(shutil.copyfile(named[0], folder / named[0].name))
     elements: list[Config] = read_config(config)
-    needed = _needed(elements[0])
+    there = {path.name for path in files}
+    lacking = [[name for name in _needed(one) if _last(name) not in there] for one in elements]
+    taken = [one for number, one in enumerate(elements) if not (number and lacking[number])]
+    left_out = [
+        f"Picture {number} of {config.name} is left out: it needs '{names[0][:80]}'. Choose that file too."
+        for number, names in enumerate(lacking, start=1)
+        if number > 1 and names
+    ]
+    needed = list(dict.fromkeys(name for one in taken for name in _needed(one)))
     for name, source in zip(needed, _sources(config.name, needed, files), strict=True):
         target = folder / name
         try:
@@ -94,12 +119,17 @@ def _gathered(studio: Studio, files: Sequence[Path]) -> list[Config]:
             shutil.copyfile(source, target)
         except (OSError, ValueError) as error:
             raise StudioError(f"{config.name} names '{name[:80]}', which is no usable path. Shorten it.") from error
-    return elements
+    return taken, left_out
+
+
+def _last(name: str) -> str:
+    """The name of a file without its folders."""
+    return PurePosixPath(name.replace("\\", "/")).name
 
 
 def _sources(config: str, needed: Sequence[str], files: Sequence[Path]) -> list[Path]:
     """The upload of each needed file. Uploads come without their folders, so a file is known by its last name alone."""
-    last = [PurePosixPath(name.replace("\\", "/")).name for name in needed]
+    last = [_last(name) for name in needed]
     paths: dict[str, set[PurePosixPath]] = {}
     for name, base in zip(needed, last, strict=True):
         paths.setdefault(base, set()).add(PurePosixPath(name.replace("\\", "/")))

@@ -51,7 +51,7 @@ def asked_lines(studio: Studio, values: Values) -> list[Line]:
     prompts = _checked(path, numbered_prompts(path, chosen))
     seeds = seeds_of(values["seed"], int(values["count"]))
     same, cut = {**values, "seed": str(seeds[0])}, cutter(studio)
-    return [_line(studio, {**same, "prompt": prompt}, where, cut) for where, prompt in prompts]
+    return [line_of(studio, {**same, "prompt": prompt}, where, cut) for where, prompt in prompts]
 
 
 def _checked(path: str, prompts: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -62,11 +62,12 @@ def _checked(path: str, prompts: list[tuple[str, str]]) -> list[tuple[str, str]]
     return prompts
 
 
-def _line(studio: Studio, values: Values, where: str, cut: Cut) -> Line:
+def line_of(studio: Studio, values: Values, where: str, cut: Cut | None = None) -> Line:
+    """What controls with these values ask for; StudioError that says `where`."""
     from pipelines import chosen  # late: it brings numpy
 
     with _naming(where):
-        request, concepts, words = asked(studio, values, cut)
+        request, concepts, words = asked(studio, values, cut or cutter(studio))
         if request.start is not None:  # one that a recipe brought has the things of another prompt
             request = replace(request, start=chosen(request.start, request.prompt))
             request.check()
@@ -90,7 +91,7 @@ def start_lines(studio: Studio, lines: Sequence[Line]) -> Job:
 
         yield from _one_job(lines, paint)
 
-    title = f"Paint {_counted(lines)} of {lines[0].where.rpartition(', line ')[0]}"
+    title = f"Paint {_counted(lines)} of {lines[0].where.rpartition(', ')[0]}"
     return studio.jobs.submit(title[:80], work, kind="generate")
 
 

@@ -31,10 +31,11 @@ from pipelines import (
     make_pictures,
 )
 from studio.asked import MOST_CONCEPTS, asked, filled
-from studio.configs import _gathered, export, start_opening
+from studio.configs import _gathered, asked_elements, export, start_opening
 from studio.kept import Kept
 from studio.layouts import found_layout, layout_of, layout_values, shape
 from studio.parts.painter import Drawn, drawing, regions
+from studio.prompt_files import start_lines
 from studio.render import View, fold
 from studio.session import Studio
 from tests.tiny import tiny_folder
@@ -171,6 +172,42 @@ def config(folder: Path, **changed: Any) -> list[Path]:
     return [folder / "guidance.json", folder / "beach.png"]
 
 
+def opened_first(studio: Studio, job: Any) -> dict[str, Any]:
+    return {"request": studio.view(job).result["requests"][0]}
+
+
+def test_all_pictures_of_a_configuration_are_painted_as_one_job(tmp_path: Path) -> None:
+    files = config(tmp_path)
+    (one,) = json.loads(files[0].read_text())
+    other = one | {"prompt": "a dog", "color_context": {"255,0,0": ["dog", 2.0]}, "guidance_steps": 0}
+    third = one | {"layout": "other.png"}
+    files[0].write_text(json.dumps([one, other, third]))
+    studio = Studio(Workspace(tmp_path / "w"), str(tiny_folder(tmp_path / "tiny")))
+    try:
+        job = start_opening(studio, files)
+        assert job.wait(120) and job.state == "done", job.error
+        result = studio.view(job).result
+        assert len(result["requests"]) == 2 and any(
+            "Picture 3 of guidance.json is left out" in n for n in result["notes"]
+        )
+        assert "other.png" in " ".join(result["notes"])
+        values = controls(steps=2, count=2) | filled(studio, opened_first(studio, job)) | {"steps": 2, "seed": "7"}
+        lines = asked_elements(studio, values | {"count": 2}, result["name"], result["requests"])
+        assert [line.request.prompt for line in lines] == ["a cat and a dog", "a dog"]
+        assert {line.request.seeds for line in lines} == {(7, 8)} and {line.request.steps for line in lines} == {2}
+        assert lines[0].request.layout is not None and lines[0].request.recur == 1
+        assert lines[1].request.layout is None and lines[1].request.recur == 0
+        painted = start_lines(studio, lines)
+        assert painted.wait(300) and painted.state == "done", painted.error
+        made = studio.view(painted).result
+        assert len(made) == 4 and "2 prompts of guidance.json" in painted.title
+        broken = [result["requests"][0], result["requests"][1] | {"prompt": "a <nobody>"}]
+        with pytest.raises(StudioError, match="guidance.json, picture 2: There is no concept <nobody>"):
+            asked_elements(studio, values, result["name"], broken)
+    finally:
+        studio.close()
+
+
 def test_a_configuration_of_cones_opens_with_its_files(tmp_path: Path) -> None:
     files = config(tmp_path)
     studio = Studio(Workspace(tmp_path / "w"), str(tiny_folder(tmp_path / "tiny")))
@@ -181,7 +218,7 @@ def test_a_configuration_of_cones_opens_with_its_files(tmp_path: Path) -> None:
             start_opening(studio, files[1:])
         job = start_opening(studio, files)
         assert job.wait(120) and job.state == "done", job.error
-        values = controls() | filled(studio, studio.view(job).result)
+        values = controls() | filled(studio, opened_first(studio, job))
         request, _, _ = asked(studio, values)
         assert request.layout is not None and request.prompt == "a cat and a dog" and request.seeds == (7,)
         assert [(one.words, one.weight) for one in request.layout.regions] == [("cat", 2.5), ("dog", 3.5)]
@@ -214,7 +251,7 @@ def test_a_picture_is_exported_and_a_configuration_may_name_a_concept(tmp_path: 
         studio.library.save(replace(trained, concept=replace(trained.concept, base_model=base)))
         opened = start_opening(studio, files)
         assert opened.wait(120) and opened.state == "done", opened.error
-        request, cast, _ = asked(studio, controls(steps=1) | filled(studio, studio.view(opened).result))
+        request, cast, _ = asked(studio, controls(steps=1) | filled(studio, opened_first(studio, opened)))
         assert [name for name, _ in cast] == ["toby"] and request.layout is not None
         painted = replace(request, steps=1, recur=0)
         loaded = [(studio.library.load(name), strength) for name, strength in cast]
@@ -229,7 +266,7 @@ def test_a_picture_is_exported_and_a_configuration_may_name_a_concept(tmp_path: 
         back = [path for path in (tmp_path / "back").rglob("*") if path.is_file()]
         again = start_opening(studio, back)
         assert again.wait(120) and again.state == "done", again.error
-        assert studio.view(again).result["request"]["placed"][0]["at"] == 2
+        assert studio.view(again).result["requests"][0]["placed"][0]["at"] == 2
         with pytest.raises(StudioError, match="carries no recipe"):
             export(studio, tmp_path / "beach.png")
     finally:
@@ -257,7 +294,7 @@ def test_files_of_one_name_are_never_taken_for_each_other(studio: Studio, tmp_pa
     files = config(tmp_path, residual_dict=one, subject_list=subjects)
     with pytest.raises(StudioError, match="'residual.pt' was chosen more than once"):
         start_opening(studio, [*files, *uploads])
-    assert len(_gathered(studio, [*files, uploads[0]])[0].subjects) == 2
+    assert len(_gathered(studio, [*files, uploads[0]])[0][0].subjects) == 2
     with pytest.raises(StudioError, match="beach.png', 'outputs/mug/residual.pt'.*Choose them"):
         start_opening(studio, files[:1])
     for path in (f"{'x' * 300}/residual.pt", "a\0b/residual.pt"):

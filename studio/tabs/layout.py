@@ -10,12 +10,14 @@ import gradio as gr
 
 from pipelines import StudioError
 from studio.asked import APART, filled
-from studio.configs import ENDINGS, start_opening
+from studio.configs import ENDINGS, asked_elements, start_opening
 from studio.layouts import found_layout, shape
 from studio.page import Memory, Page, Watch
 from studio.parts.message import answering, done
 from studio.parts.painter import painter
+from studio.prompt_files import start_lines, summary
 from studio.session import Studio
+from studio.work import waiting
 
 PATIENCE = 1800  # seconds that a page waits for a configuration: its base may have to be downloaded first
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -41,12 +43,14 @@ def layout_controls() -> Controls:
                 "Open a Cones 2 configuration", file_count="multiple", file_types=list(ENDINGS), size="sm",
                 elem_id="layout-open", min_width=150,
             )  # fmt: skip
+            every = gr.Button("Paint all of it", size="sm", visible=False, elem_id="layout-all", min_width=150)
         with gr.Row(visible=False, elem_id="placed-row") as row:
             told = gr.HTML("", elem_id="placed-told")
             drop = gr.Button("Leave them out", size="sm", min_width=110, elem_id="placed-drop")
         message = gr.HTML("", elem_id="layout-message")
     # what stands beside the controls is found under these names by `wire`, and is no input of a picture
     aside = {"_found": found, "_open": opened, "_row": row, "_told": told, "_drop": drop, "_message": message}
+    aside |= {"_all": every, "_elements": gr.State({})}
     return {"layout": board, "layout_on": used, "placed": gr.State([]), "start": gr.State(None)} | aside
 
 
@@ -130,7 +134,7 @@ def wire(studio: Studio, page: Page, controls: Controls, aside: Controls) -> Non
 
 
 def _wire_files(studio: Studio, controls: Controls, aside: Controls) -> None:
-    outputs = list(controls.values())
+    outputs = [*controls.values(), aside["_elements"], aside["_all"]]
 
     @answering(len(outputs))
     def open_config(files: list[str] | None) -> list[Any]:
@@ -139,15 +143,29 @@ def _wire_files(studio: Studio, controls: Controls, aside: Controls) -> None:
         if job.state != "done":
             raise StudioError(job.error or "The configuration was not read. Open it again.")
         result = studio.view(job).result
-        values = filled(studio, {"request": result["request"]})
-        said = f"{job.title.removeprefix('Open ')} is filled in. {' '.join(result['notes'])}"
-        return [*updates(controls, values), done(said.strip())]
+        elements = result["requests"]
+        several = len(elements) > 1
+        which = f"The first of the {len(elements)} pictures in " if several else ""
+        said = f"{which}{job.title.removeprefix('Open ')} is filled in. {' '.join(result['notes'])}"
+        button = gr.update(visible=several, value=f"Paint all {len(elements)} pictures of it")
+        return [*updates(controls, filled(studio, {"request": elements[0]})), result, button, done(said.strip())]
+
+    @answering(0)
+    def paint_all(opened: dict[str, Any], *given: Any) -> tuple[str]:
+        values = dict(zip(controls, given, strict=True))
+        lines = asked_elements(studio, values, opened["name"], opened["requests"])
+        ahead = len(studio.jobs.active())
+        start_lines(studio, lines)
+        return (done(f"{summary(lines)}.{waiting(ahead)}"),)
 
     @answering(2)
     def take() -> list[Any]:
         return [found_layout(_regions(studio)), True, done("The regions are in the layout. Change them as you like.")]
 
     aside["_open"].upload(open_config, aside["_open"], [*outputs, aside["_message"]], api_visibility="private")
+    aside["_all"].click(
+        paint_all, [aside["_elements"], *controls.values()], [aside["_message"]], api_visibility="private"
+    )
     aside["_found"].click(
         take, None, [controls["layout"], controls["layout_on"], aside["_message"]], api_visibility="private"
     )
