@@ -78,7 +78,7 @@ def _cast(studio: Studio, config: Config) -> list[tuple[Trained, float]]:
 
 
 def asked_elements(studio: Studio, values: Values, name: str, elements: Sequence[dict[str, Any]]) -> list[Line]:
-    """What the elements of the opened configuration `name` ask for, with the controls' seed, number of pictures and settings.
+    """What the elements of the opened configuration `name` ask for, with the controls' seeds and settings.
 
     StudioError, with its number, for one that can't be painted so.
     """
