@@ -23,7 +23,7 @@ paper = "https://arxiv.org/abs/2404.04243"
 about = (
     "Two, three or four toys of the same kind, five photos of each, learned together as one low-rank change, each as "
     "a rare word and a descriptive class (its main colour and kind): with Seg-Mix, with Cut-Mix, and plainly (joint "
-    "DreamBooth), same steps. All are asked for in one prompt, three and four as \"3 objects: ...\". "
+    'DreamBooth), same steps. All are asked for in one prompt, three and four as "3 objects: ...". '
     "Detect-and-Compare says whether each is there once and most like itself; a wrong number of toys counts as failed."
 )
 tuning = range(1002, 1004)  # two and three subjects
