@@ -16,7 +16,11 @@ class TrainParams(BaseModel):
     steps: int = Field(500, ge=1, le=100_000, description="Training steps", json_schema_extra=BASIC)
     batch_size: int = Field(1, ge=1, le=256, description="Photos a step (all processes together)")
     micro_batch: int = Field(
-        0, ge=0, le=256, description="Photos computed at a time, for less memory; the step stays the same (0 = all)"
+        0,
+        ge=0,
+        le=256,
+        description="Photos computed at a time, for less memory (0 = all); the step stays the same, unless a loss adds "
+        "up or compares the whole batch (AttnDreamBooth's sum, DCO's batch mean)",
     )
     lr: float = Field(1e-3, gt=0, le=1, description="Learning rate", json_schema_extra=BASIC)
     weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW weight decay")

@@ -104,8 +104,8 @@ def _concept(model: Model, method: Method, data: Data, params: TrainParams, seed
 
 
 def _config(model: Model, method: Method, data: Data, params: TrainParams, seed: int) -> str:
-    """A hash of all that the result depends on."""
-    matters = params.model_dump(mode="json", exclude={"sample_every", "checkpoint_every"})
+    """A hash of all that the result depends on; a run that ran out of memory goes on in smaller parts."""
+    matters = params.model_dump(mode="json", exclude={"sample_every", "checkpoint_every", "micro_batch"})
     subjects = [[subject.token, subject.noun] for subject in data.subjects]
     return config_hash([method.name, matters, subjects, seed, model.fingerprint, data.digest()])
 

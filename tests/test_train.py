@@ -225,6 +225,12 @@ def test_other_settings_photos_or_base_are_not_mixed_in(model: Model, tmp_path: 
         list(train(model, method, data, params, seed=1, checkpoint=tmp_path, resume=True))
 
 
+def test_a_run_that_needed_too_much_memory_goes_on_in_smaller_parts(model: Model, tmp_path: Path) -> None:
+    list(start(model, "svdiff", folder=tmp_path, checkpoint_every=2))
+    events = list(start(model, "svdiff", folder=tmp_path, resume=True, micro_batch=1))
+    assert isinstance(events[0], Note) and "going on" in events[0].text.lower()
+
+
 def test_resuming_with_nothing_there_starts_anew(model: Model, tmp_path: Path) -> None:
     events = list(start(model, "svdiff", folder=tmp_path, resume=True))
     assert isinstance(events[0], Note) and "starting at step 1" in events[0].text
