@@ -176,6 +176,8 @@ class Extraction:
         if self.params.schedule == "passes":
             options = [[subject] for subject in shown] + ([shown] if len(shown) > 1 else [])
             chosen = options[step % len(options)]
+        elif self.params.schedule == "all":
+            chosen = shown
         else:
             size = 1 + int(torch.randint(len(shown), (), generator=draw))
             chosen = [shown[at] for at in torch.randperm(len(shown), generator=draw)[:size].tolist()]

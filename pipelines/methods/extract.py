@@ -14,7 +14,8 @@ mean (ConceptExpress, section 3.4).
 Departures: the error is divided by the masks' area (there, by the picture's), so that `attention_weight` counts more
 here than the published 1e-5 does there. EMD is in grid diagonals and has a gradient that depends on the mask. Tokens
 start at the noun's own row of the encoder that trains. `schedule = "union"` draws a random set of subjects for each row
-(Break-A-Scene); "passes" goes through every subject alone and then all together, a step each (ConceptExpress).
+(Break-A-Scene); "passes" goes through every subject alone and then all together, a step each (ConceptExpress); "all"
+always names every subject in the photo, which is what fits without masks: a prompt that leaves one out isn't true then.
 """
 
 from __future__ import annotations
@@ -60,8 +61,10 @@ class Params(TrainParams):
         "emd", description="Pull each token's attention onto its mask: by moved mass, by squared error, or not at all"
     )
     attention_weight: float = Field(1e-2, ge=0, le=100, description="Weight of that pull")
-    schedule: Literal["union", "passes"] = Field(
-        "union", description="Which subjects a step names: a random set, or each alone in turn and then all together"
+    schedule: Literal["union", "passes", "all"] = Field(
+        "union",
+        description="Which subjects a step names: a random set, each alone in turn and then all together, or always "
+        "all of the photo",
     )
     init: Literal["noun", "random"] = Field(
         "noun", description="Where a token starts: at its noun, or at a random word (for things without a name)"

@@ -115,6 +115,16 @@ def test_the_published_passes_take_each_alone_and_then_all() -> None:
     assert prompts == [[one] * 2, [two] * 2, [both] * 2, [one] * 2]
 
 
+def test_all_of_the_photo_are_named_where_no_mask_leaves_one_out() -> None:
+    model, params = tiny_model("sd1"), settings(schedule="all", attention="off", batch_size=2)
+    with extract.attach(model, params, BOTH) as adapter:
+        stage, (batch, *_) = extract.stages(params)[0], batches(model, params, 1)
+        seen = {caption for _ in range(4) for caption in adapter.captions(batch, adapter.named(batch, stage))}
+        alone = replace(batch, shown=torch.tensor([[True, False], [True, True]]))
+        only = adapter.captions(alone, adapter.named(alone, stage))
+    assert seen == {"a photo of <my-cat> and <my-dog>"} and only == ["a photo of <my-cat>", *seen]
+
+
 def test_the_loss_is_the_masked_error_of_the_named_and_the_prior_counts_whole() -> None:
     model, params = tiny_model("sd1"), settings(attention="off", prior_weight=0.5, batch_size=2)
     with extract.attach(model, params, BOTH) as adapter:
