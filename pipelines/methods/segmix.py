@@ -73,6 +73,7 @@ class Params(TrainParams):
     )
     smallest: float = Field(0.75, gt=0, le=1, description="Smallest size of a cut-out, of what fits")
     margin: float = Field(0.5, ge=0, le=1, description="How far cut-outs stand from the edge, of half the canvas")
+    level: bool = Field(False, description="Cut-outs of a collage stand at the same height")
     cut_sides: Literal["always", "sometimes", "never"] = Field(
         "sometimes", description="Cut-Mix: say 'on the left' and 'on the right'"
     )
@@ -110,7 +111,8 @@ def mixer(params: Params, subjects: Sequence[Subject]) -> SegMixer | CutMixer | 
         return None
     if params.mix == "cutmix":
         return CutMixer(tokens, params.mix_chance, params.cut_sides)
-    recipe = Recipe(params.smallest, 1.0, params.margin, sizes=relative_sizes(params.relative_sizes, subjects))
+    sizes = relative_sizes(params.relative_sizes, subjects)
+    recipe = Recipe(params.smallest, 1.0, params.margin, sizes=sizes, level=params.level)
     return SegMixer(tokens, params.mix_chance, recipe, params.mix_count)
 
 
