@@ -33,8 +33,8 @@ MIXES = {"Seg-Mix": "segmix", "Cut-Mix": "cutmix", "joint": "none"}
 RATES: tuple[Settings, ...] = tuple({"lr": lr} for lr in (5e-4, 1e-3, 2e-3))
 # six tries each: the published mixing and another at three rates, or more rates. Toybox's toys never overlap and share
 # a ground: collages may spread over the canvas (a margin of 0.1 for 0.5) with their cut-outs at one height
-APART: tuple[Settings, ...] = tuple(one | {"margin": 0.1, "level": True} for one in RATES)
-SIDES: tuple[Settings, ...] = tuple(one | {"cut_sides": "always"} for one in RATES)
+APART: tuple[Settings, ...] = tuple({**one, "margin": 0.1, "level": True} for one in RATES)
+SIDES: tuple[Settings, ...] = tuple({**one, "cut_sides": "always"} for one in RATES)
 MORE: tuple[Settings, ...] = tuple({"lr": lr} for lr in (2.5e-4, 7e-4, 1.5e-3))
 arms = (
     *(Arm(mix, RATES + others) for mix, others in zip(MIXES, (APART, SIDES, MORE), strict=True)),
