@@ -31,9 +31,10 @@ seeds = range(FIRST, FIRST + 12)  # two, three and four subjects in turn
 shown = ("success", "success, 2", "success, 3", "success, 4", "score", "right number")
 MIXES = {"Seg-Mix": "segmix", "Cut-Mix": "cutmix", "joint": "none"}
 RATES: tuple[Settings, ...] = tuple({"lr": lr} for lr in (5e-4, 1e-3, 2e-3))
-# six tries each: the published mixing and another at three rates, or more rates. Toybox's toys never overlap and share
-# a ground: collages may spread over the canvas (a margin of 0.1 for 0.5) with their cut-outs at one height
-APART: tuple[Settings, ...] = tuple({**one, "margin": 0.1, "level": True} for one in RATES)
+# Toybox's toys never overlap and share a ground: collages may spread over the canvas with their cut-outs at one height
+SPREAD: Settings = {"margin": 0.1, "level": True}  # published: 0.5, False
+# six tries each: the published mixing and another at three rates, or more rates
+APART: tuple[Settings, ...] = tuple({**one, **SPREAD} for one in RATES)
 SIDES: tuple[Settings, ...] = tuple({**one, "cut_sides": "always"} for one in RATES)
 MORE: tuple[Settings, ...] = tuple({"lr": lr} for lr in (2.5e-4, 7e-4, 1.5e-3))
 arms = (
@@ -144,8 +145,8 @@ def references(seed: int) -> References:
 
 
 def collages(lab: Lab, seed: int) -> Layout:
-    """A random collage of the subjects' photos for each picture."""
-    from pipelines.collage import cut_out
+    """A random collage of the subjects' photos for each picture, the same for every arm."""
+    from pipelines.collage import Recipe, cut_out
     from pipelines.evaluate.lab import LETTERS
     from pipelines.start_noise import random_layout
 
@@ -153,4 +154,4 @@ def collages(lab: Lab, seed: int) -> Layout:
         name: [cut_out(name, one.image, one.masks[0].astype(np.uint8) * 255) for one in scenes]
         for name, scenes in zip(LETTERS, photographed(seed), strict=False)
     }
-    return random_layout(pieces, (lab.model.native_size, lab.model.native_size))
+    return random_layout(pieces, (lab.model.native_size, lab.model.native_size), Recipe(**SPREAD))
