@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import Event, Finished, JobRecord, StudioError, Wish, discard, get_method, new_id
+from pipelines import Event, Finished, JobRecord, StudioError, Wish, discard, get_method, new_id, presets
 from studio.jobs import Job
 from studio.session import Studio
 
@@ -36,19 +36,27 @@ class Training:
 
 
 def with_rare_words(studio: Studio, wish: Training) -> tuple[Training, str]:
-    """The wish with a rare word for each thing where its method needs them, and a sentence when some were added.
+    """The wish with a rare word for each thing where its method needs them, and a sentence when some were changed.
 
-    Those that the photo sets bring (MuDI's do) go before ours.
+    Those that the photo sets bring (MuDI's do) go before a preset's and ours, as on the command line; what a person
+    wrote stays as far as it reaches.
     """
-    written = wish.params.get("rare_word")
-    things = wish.things()
-    if not written or len(things) == 1 or len(written.split()) >= len(things):
-        return wish, ""
+    written = str(wish.params.get("rare_word") or "")
+    things, words = wish.things(), written.split()
     sets = [{} if one["photos"] == EXAMPLE else studio.datasets.about(one["photos"]) for one in things]
-    own = [about.get("rare", "") for about in sets]
-    spare = [word for word in dict.fromkeys((*written.split(), *RARE_WORDS)) if word not in own]
-    words = " ".join(word or spare.pop(0) for word in own)
-    return replace(wish, params=wish.params | {"rare_word": words}), f" Rare words: {words}."
+    brought = [about.get("rare", "") for about in sets]
+    own = [word if word not in brought[:at] else "" for at, word in enumerate(brought)]
+    usual = any(own) and written in _usual_words(studio, wish.method)
+    if not words or (len(words) >= len(things) and not usual):
+        return wish, ""
+    spare = [word for word in dict.fromkeys((*words, *RARE_WORDS)) if word not in own]
+    chosen = " ".join(word or spare.pop(0) for word in own)
+    return replace(wish, params=wish.params | {"rare_word": chosen}), f" Rare words: {chosen}."
+
+
+def _usual_words(studio: Studio, method: str) -> list[str]:
+    """The rare words of a method's presets: nobody wrote them for these photos."""
+    return [getattr(each.params, "rare_word", "") for each in presets(method, studio.presets)]
 
 
 def photo_folder(studio: Studio, photos: str) -> Path:
