@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import Event, Finished, JobRecord, StudioError, Wish, discard, get_method, new_id, presets
+from studio.class_pictures import called_alike
 from studio.jobs import Job
 from studio.session import Studio
 
@@ -43,8 +44,7 @@ def with_rare_words(studio: Studio, wish: Training) -> tuple[Training, str]:
     """
     written = str(wish.params.get("rare_word") or "")
     things, words = wish.things(), written.split()
-    sets = [{} if one["photos"] == EXAMPLE else studio.datasets.about(one["photos"]) for one in things]
-    brought = [about.get("rare", "") for about in sets]
+    brought = [about(studio, one["photos"]).get("rare", "") for one in things]
     own = [word if word not in brought[:at] else "" for at, word in enumerate(brought)]
     usual = any(own) and written in _usual_words(studio, wish.method)
     if not words or (len(words) >= len(things) and not usual):
@@ -68,6 +68,11 @@ def photo_folder(studio: Studio, photos: str) -> Path:
     return studio.datasets.folder(photos)
 
 
+def about(studio: Studio, photos: str) -> dict[str, Any]:
+    """What a photo set says it shows, see `Datasets.about`."""
+    return {} if photos == EXAMPLE else studio.datasets.about(photos)
+
+
 def start_training(studio: Studio, wish: Training, run: str = "", resume: bool = False) -> Job:
     """Queue a training run; `run` and `resume` take up an earlier one. StudioError if it can't start at all."""
     things = wish.things()
@@ -76,7 +81,8 @@ def start_training(studio: Studio, wish: Training, run: str = "", resume: bool =
         sets = [one["photos"] for one in things]
     for photos in sets:
         photo_folder(studio, photos)
-    classes = studio.datasets.folder(wish.classes) if wish.classes else None
+    ids = {str(about(studio, one["photos"]).get("id", "")): one["name"] for one in things}
+    classes = called_alike(studio, wish.classes, ids) if wish.classes else None
     title = " and ".join(one["name"] for one in things)
     params = get_method(wish.method).Params(**wish.params)
     run = run or new_id(wish.name)
