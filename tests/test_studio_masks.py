@@ -176,6 +176,7 @@ def test_several_things_of_a_form() -> None:
     first, second = things.read(given)
     assert first == {"photos": "", "noun": "cat", "name": "my-cat"}
     assert second == {"photos": "set-b", "noun": "dog", "name": "my-dog"}
+    assert things.read_of("set-a", given) == [first] and things.read_of("set-b", given) == [first, second]
     things.complete([first, second])
     with pytest.raises(StudioError, match="thing 2 a name"):
         things.complete([first, second | {"name": ""}])

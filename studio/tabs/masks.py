@@ -111,7 +111,7 @@ def _wire_opening(
         if dataset == EXAMPLE:
             raise StudioError(EXAMPLE_STAYS)
         shown = photo_of(studio, dataset, picked(event))
-        mine = layers(shown, [one["name"] for one in things.read(given)])
+        mine = layers(shown, [one["name"] for one in things.read_of(dataset, given)])
         drawn = mask_drawing(shown, mine)
         look = gr.update(value=drawn, picture=data_uri(shown.image, 1024), finder=has_finder(path))
         head = f"<h3 class='part'>Masks of {escape(shown.path.name)}</h3>"
@@ -204,7 +204,7 @@ def _wire_finding(
         return job, done(f"{job.title}.{waiting(ahead)}")
 
     def by_word(dataset: str, replace: bool, tools: tuple[str, ...], given: Any) -> tuple[str]:
-        known = things.read(given)
+        known = things.read_of(dataset, given)
         if not all(one["noun"] for one in known):
             raise StudioError("What do the photos show? Give the ordinary word for it above, such as 'cat'.")
         if len(known) > 1 and not all(one["name"] for one in known):
