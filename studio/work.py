@@ -171,28 +171,43 @@ def start_pictures(studio: Studio, request: Any, concepts: list[tuple[str, float
     return studio.jobs.submit(f"Paint “{request.prompt[:70]}”", work, kind="generate")
 
 
-def start_masks(
-    studio: Studio,
-    photos: str,
-    nouns: Sequence[str],
-    names: Sequence[str],
-    overwrite: bool,
-    detector: str = "",
-    segmenter: str = "",
-) -> Job:
-    """Queue the finding of masks by attention for a photo set; without nouns, of everything that stands out.
+@dataclass(frozen=True)
+class Look:
+    """How masks are found: by attention, grey where it is unsure when `soft`, with some of `MaskParams` as KEY=VALUE;
+    or by a `detector` ("toybox", or an OWLv2 by Hub id or folder), whose boxes, made larger by `margin`, are cut out by
+    Segment Anything, from the checkpoint `segmenter`, "" = Toybox's own."""
 
-    With a `detector` ("toybox", or an OWLv2 by Hub id or folder) its boxes are cut out by Segment Anything, from the
-    checkpoint `segmenter`, "" = Toybox's own. A mask that a person made is kept unless `overwrite`. StudioError for
-    words that can't be looked for.
+    soft: bool = False
+    settings: tuple[str, ...] = ()
+    detector: str = ""
+    segmenter: str = ""
+    sure: float = 0.2
+    margin: float = 0.05
+
+
+def start_masks(
+    studio: Studio, photos: str, nouns: Sequence[str], names: Sequence[str], overwrite: bool, look: Look | None = None
+) -> Job:
+    """Queue the finding of masks for a photo set; without nouns, of everything that stands out.
+
+    A mask that a person made is kept unless `overwrite`. StudioError for words that can't be looked for and for
+    settings that make no sense.
     """
-    if detector and not nouns:
+    look = look or Look()
+    if look.detector and not nouns:
         raise StudioError("A detector looks for words. Say what the photos show.")
+    if not 0 <= look.sure <= 1:
+        raise StudioError(f"A threshold of {look.sure:g} is out of range. Choose 0 to 1; 0.2 is usual.")
+    if not 0 <= look.margin <= 0.5:
+        raise StudioError(f"A box can't be made larger by {look.margin:g} of the photo. Choose 0 to 0.5.")
+    by_word = bool(nouns) and not look.detector
     wish = Wish(
         folder=studio.datasets.folder(photos),
         nouns=tuple(nouns),
         names=tuple(names) if len(nouns) > 1 else (),
         overwrite=overwrite,
+        soft=look.soft and by_word,
+        settings=look.settings if by_word else (),
         cache=studio.workspace.root / "masks",
     )
     wish.check()
@@ -202,8 +217,8 @@ def start_masks(
         from pipelines import detector as find
 
         device = "cpu" if studio.base.model is None else str(studio.base.model.device)
-        finder = Finder(find(detector, device=device))
-        yield from segmented_masks(load_segmenter(segmenter, device), wish, finder=finder)
+        finder = Finder(find(look.detector, threshold=look.sure, device=device), look.margin)
+        yield from segmented_masks(load_segmenter(look.segmenter, device), wish, finder=finder)
 
     def work() -> Iterator[Event]:
         from pipelines import discovered_masks, noun_masks
@@ -212,11 +227,12 @@ def start_masks(
         yield from (noun_masks if wish.nouns else discovered_masks)(model, wish)
 
     title = f"Find {' and '.join(nouns)} in the photos" if nouns else "Find things in the photos"
-    return studio.jobs.submit(title[:80], detected if detector else work, kind="masks", record=False)
+    return studio.jobs.submit(title[:80], detected if look.detector else work, kind="masks", record=False)
 
 
-def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str) -> Job:
-    """Queue one question to the segmenter: what is at a point (x, y) or in a box of `image`. Ends with its mask."""
+def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str, attention: bool = False) -> Job:
+    """Queue one question: what is at a point (x, y) or in a box of `image`? Ends with its mask. Segment Anything
+    answers, from the checkpoint `where`, or the base's own attention."""
     if studio.jobs.active():
         raise StudioError(
             "Something else is running, and a click would wait for it. Paint the mask, or try again later."
@@ -230,4 +246,12 @@ def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str) -
         segmenter.look(image)
         yield Finished(segmenter.click([(at[0], at[1])]) if len(at) == 2 else segmenter.box(at))
 
-    return studio.jobs.submit("Find an outline", work, kind="outline", record=False)
+    def attended() -> Iterator[Event]:
+        from pipelines import Marking, marked_mask
+
+        model = yield from studio.base.ready()
+        left, top, *rest = at
+        marking = Marking(box=(left, top, rest[0], rest[1])) if rest else Marking(clicks=((left, top),))
+        yield Finished(marked_mask(model, image, marking))
+
+    return studio.jobs.submit("Find an outline", attended if attention else work, kind="outline", record=False)

@@ -27,7 +27,7 @@ from studio.measure import photo_choices, start_identities, start_likeness
 from studio.parts.report import report_markup
 from studio.session import Studio
 from studio.tabs import measure as tab
-from studio.work import EXAMPLE, start_masks, start_warming
+from studio.work import EXAMPLE, Look, start_masks, start_warming
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +107,14 @@ def test_a_detector_s_boxes_are_cut_out(studio: Studio) -> None:
     folder = studio.datasets.folder(dataset)
     for old in folder.glob("*-masklabel*.png"):
         old.unlink()
-    job = start_masks(studio, dataset, ["cat"], [], False, detector="toybox")
+    job = start_masks(studio, dataset, ["cat"], [], False, Look(detector="toybox"))
     job.wait(120)
     assert job.state == "done", job.error
     true = [scene.masks[0] for scene in shoot(Shoot((7,), 2, category="cat"))]
     found = [photo.masks[""] > 127 for photo in load_photos(folder)]
     assert all((mask & own).sum() / (mask | own).sum() > 0.7 for mask, own in zip(found, true, strict=True))
     with pytest.raises(StudioError, match="looks for words"):
-        start_masks(studio, dataset, [], [], False, detector="toybox")
+        start_masks(studio, dataset, [], [], False, Look(detector="toybox"))
 
 
 def test_what_cannot_be_measured_is_told(studio: Studio) -> None:
