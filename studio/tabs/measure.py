@@ -71,20 +71,25 @@ def build(studio: Studio, page: Page, chosen: gr.State) -> None:
 def _settings() -> tuple[dict[str, Any], gr.Column, gr.Row]:
     """The settings by name, with what holds those of a concept and those of pictures."""
     with gr.Column() as painted:
-        with gr.Row(elem_classes="fields"):
+        with gr.Row():
             images = gr.Slider(1, 32, value=2, step=1, label="Pictures of each prompt", elem_id="measure-images")
             steps = gr.Slider(1, 100, value=Likeness().steps, step=1, label="Steps", elem_id="measure-steps")
+        with gr.Row():
             strength = gr.Slider(0, STRONGEST, value=1, step=0.05, label="Strength", elem_id="measure-strength")
             masked = gr.Checkbox(label="Without the backgrounds, too", elem_id="measure-masked")
         prompts = gr.Textbox(
             label="Own prompts", lines=2, placeholder="a photo of a {} in the snow", elem_id="measure-prompts",
             info="One a line, {} for the subject; empty: the protocol's",
         )  # fmt: skip
-    with gr.Row(elem_classes="fields", visible=False) as compared:
-        form = gr.Dropdown(list(FORMS.items()), value="spectral", label="Form of the score", elem_id="measure-form")
-        match = gr.Dropdown(["greedy", "best"], value="greedy", label="Who stands for whom", elem_id="measure-match")
+    with gr.Row(visible=False) as compared:
+        form = gr.Dropdown(
+            list(FORMS.items()), value="spectral", label="Form of the score", scale=2, elem_id="measure-form"
+        )
+        match = gr.Dropdown(
+            ["greedy", "best"], value="greedy", label="Who is whom", min_width=110, elem_id="measure-match"
+        )
         threshold = gr.Number(
-            Identities().threshold, label="Sure from", info="Of a detector, 0 to 1", elem_id="measure-threshold"
+            Identities().threshold, label="Detector is sure from", min_width=110, elem_id="measure-threshold"
         )
     with gr.Row():
         first = gr.Textbox(
