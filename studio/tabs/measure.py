@@ -17,7 +17,7 @@ from studio.parts.report import report_markup
 from studio.session import Studio
 from studio.work import waiting
 
-FORMS = {"spectral norm, as the released code": "spectral", "Frobenius norm": "fro", "squared, as the paper": "fro2"}
+FORMS = {"spectral (released code)": "spectral", "Frobenius": "fro", "squared (paper)": "fro2"}
 STRONGEST = 1.5  # of a concept, as when it is painted
 LIKENESS, IDENTITIES = "A concept: is it like its photos, does it follow the prompt?", "The pictures: who is in them?"
 
