@@ -13,6 +13,7 @@ import torch
 
 from pipelines.attention.refine import shares
 from pipelines.attention.seeds import away_columns, cell_links, room, seed_columns, spread
+from pipelines.errors import StudioError
 from pipelines.events import Event, Finished, Heatmap, Note, Progress
 from pipelines.marked_masks import wanted
 from pipelines.marks import Given, Marking, read_marks
@@ -23,6 +24,7 @@ from pipelines.settings import parse_settings, validated
 if TYPE_CHECKING:
     from pipelines.events import Picture
     from pipelines.model import Model
+    from pipelines.photos import Mask
 
 _PUBLISHED: dict[str, Any] = {"entropy": 0.1, "steps": 50, "threshold": 0.5}  # of the authors' desktop program
 # chosen on 40 of Toybox's tuning scenes, for a click and for a box together: layers, noise level, entropy, rounds and
@@ -53,6 +55,14 @@ def seed_masks(
             scores.append(spread(links, away, params.steps))
     parts = shares(torch.stack(scores).unflatten(1, grid), params.threshold).cpu().numpy()
     return {name: SoftMask(name, index, parts, (height, width)) for index, name in enumerate(markings)}
+
+
+def marked_mask(model: Model, image: Picture, marking: Marking) -> Mask:
+    """The mask (height, width) of one marked thing in a picture. StudioError when nothing stands out there."""
+    mask = seed_masks(model, image, {"": marking})[""].picture()
+    if not mask.any():
+        raise StudioError("Nothing stands out there. Mark more of it, or paint its mask.")
+    return mask
 
 
 def seeded_masks(model: Model, wish: Wish, given: Sequence[Given]) -> Iterator[Event]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from pipelines import Event, StudioError, new_id
-from studio.datasets import Dataset
+from pipelines import Event, StudioError, new_id, read_dataset, write_atomic
+from studio.datasets import CLASSES, Dataset
 from studio.jobs import Job
 from studio.session import Studio
 
@@ -50,3 +53,20 @@ def start_classes(studio: Studio, wish: Classes) -> Job:
 def made_by(studio: Studio, job: Job) -> Dataset | None:
     """The set that a job left; None while there is none."""
     return next((each for each in studio.datasets.classes() if each.id == job.meta["set"]), None)
+
+
+def called_alike(studio: Studio, classes: str, names: Mapping[str, str]) -> Path:
+    """The folder of a set of class pictures, or a copy of it under other names: `names` are those of the things that
+    are learned, by the ids that their photos came with. A set of other ids stays as it is."""
+    folder = studio.datasets.folder(classes)
+    found = read_dataset(folder, CLASSES)
+    if set(found.phrases) != set(names) or all(id == name for id, name in names.items()):
+        return folder
+    copy = Path(shutil.copytree(folder, studio.scratch(), dirs_exist_ok=True))
+    lines: list[dict[str, object]] = [{"id": {names[id]: phrase for id, phrase in found.phrases.items()}}]
+    for row in found.rows:
+        files = {"file_name": row.picture.relative_to(folder), "mask_path": row.mask.relative_to(folder)}
+        paths = {key: path.as_posix() for key, path in files.items()}
+        lines.append({"id": names[row.id], **paths, "text": row.texts[0] if len(row.texts) == 1 else list(row.texts)})
+    write_atomic(copy / CLASSES, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return copy

@@ -75,7 +75,7 @@ class Datasets:
         return found
 
     def about(self, dataset: str) -> dict[str, Any]:
-        """What a set says it shows: {"noun", "name", "rare": its rare word or "", "with": other sets}; {} for most."""
+        """What a set says it shows: {"noun", "name", "rare": word or "", "id": in the file, "with": others}."""
         path = self.folder(dataset) / META / SHOWS
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
@@ -135,9 +135,9 @@ class Datasets:
             folders = unpack(dataset, made, names=called)
             rares = [*rare.split(), *[""] * len(subjects)]
             sets = [self._new(subject.noun) for subject in subjects]
-            for subject, own, folder in zip(subjects, rares, sets, strict=False):
+            for id, subject, own, folder in zip(dataset.phrases, subjects, rares, sets, strict=False):
                 name = subject.token.strip("<>")
-                about = {"noun": subject.noun, "name": name, "rare": own}
+                about = {"noun": subject.noun, "name": name, "rare": own, "id": id}
                 about["with"] = [other.name for other in sets if other != folder]
                 write_atomic(folder / META / SHOWS, json.dumps(about).encode())
                 for path in folders[name].iterdir():

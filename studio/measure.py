@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines import Event, StudioError, new_id
 from studio.jobs import Job
 from studio.results import demand, pictures
 from studio.session import Studio
 from studio.work import EXAMPLE, photo_folder
+
+if TYPE_CHECKING:
+    from pipelines import Identities, Likeness
 
 KIND = "measure"
 REPORTS = "reports"  # in the workspace
@@ -22,44 +25,41 @@ def photo_choices(studio: Studio) -> list[tuple[str, str]]:
 
 
 def start_likeness(
-    studio: Studio, concept: str | None, sets: Sequence[str], images: int, masked: bool, models: tuple[str, str]
+    studio: Studio, concept: str | None, sets: Sequence[str], wish: Likeness, strength: float = 1.0
 ) -> Job:
-    """Queue Textual Inversion's protocol for a concept; `models` are a CLIP and a DINO, "" = the base's own, none."""
+    """Queue Textual Inversion's protocol for a concept at a strength."""
     if not concept:
         raise StudioError("Choose the concept to measure.")
     if len(sets) != 1:
         raise StudioError("Choose one photo set: the photos that the concept was learned from.")
     photos, folder = photo_folder(studio, sets[0]), _folder(studio, concept)
-    clip, dino = (name.strip() for name in models)
 
     def work() -> Iterator[Event]:
         from pipelines import measure_likeness
 
         model = yield from studio.base.ready()
         trained = studio.library.load(concept)
-        wish: dict[str, Any] = {"images": images, "masked": masked, "clip": clip, "dino": dino}
-        yield from measure_likeness(model, (trained, 1.0), photos, folder, **wish)
+        yield from measure_likeness(model, (trained, strength), photos, folder, wish)
 
-    return studio.jobs.submit(f"Measure {concept}"[:80], work, kind=KIND, record=False)
+    at = "" if strength == 1 else f" at {strength:g}"
+    return studio.jobs.submit(f"Measure {concept}"[: 80 - len(at)] + at, work, kind=KIND, record=False)
 
 
-def start_identities(studio: Studio, picture: str, sets: Sequence[str], models: tuple[str, str]) -> Job:
-    """Queue Detect-and-Compare for the pictures made together with `picture` ("" = the newest); `models` are a detector
-    and an embedder, "" = Toybox's judge."""
+def start_identities(studio: Studio, picture: str, sets: Sequence[str], wish: Identities) -> Job:
+    """Queue Detect-and-Compare for the pictures made together with `picture` ("" = the newest)."""
+    wish.check()
     newest = next(iter(pictures(studio.workspace)), None)
     if not picture and newest is None:
         raise StudioError("There are no pictures yet. Make some that show your concepts.")
     result = demand(studio.workspace, picture or newest.id).result  # type: ignore[union-attr]
     subjects = _subjects(studio, [one["name"] for one in result.recipe.get("concepts", [])], sets)
     folder = _folder(studio, result.id)
-    detector, embedder = (name.strip() for name in models)
 
     def work() -> Iterator[Event]:
         from pipelines import measure_identities
 
         device = "cpu" if studio.base.model is None else str(studio.base.model.device)
-        wish = {"detector": detector, "embedder": embedder, "device": device}
-        yield from measure_identities(result.paths, subjects, folder, **wish)
+        yield from measure_identities(result.paths, subjects, folder, wish, device)
 
     return studio.jobs.submit(f"Look who is in “{result.prompt[:50]}”", work, kind=KIND, record=False)
 

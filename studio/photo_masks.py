@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines import EMBEDDED, MASK_MARK, Photo, StudioError, new_id, write_atomic
+from pipelines import EMBEDDED, MASK_MARK, Photo, StudioError, load_photos, new_id, write_atomic
 from studio.parts.painter import Drawn, drawing, regions
 from studio.session import Studio
-from studio.work import EXAMPLE
+from studio.work import EXAMPLE, RARE_WORDS, about, photo_folder
 
 Mask = NDArray[np.bool_]  # (height, width)
 _ORIENTATION = 0x0112  # EXIF tag
@@ -134,6 +134,30 @@ def unused_masks(studio: Studio, things: Sequence[dict[str, str]]) -> str:
             which = " and ".join(names[:6])
             return f" The masks of its photos are of {which}, and nothing here is called so: they are not used."
     return ""
+
+
+def as_mudi(studio: Studio, dataset: str, things: Sequence[dict[str, str]]) -> str:
+    """A zip of a photo set in MuDI's form, as `masks --metadata` writes it: photos, masks and metadata.jsonl.
+
+    `things` are those in it. Rare words are those that the set brought, then ours.
+    """
+    from pipelines import Phrase, write_metadata
+
+    source = photo_folder(studio, dataset)
+    there = {name for photo in load_photos(source, short_side=64) for name in photo.masks}
+    files = [one["name"] if one["name"] in there or len(things) > 1 else "" for one in things]
+    if not there & set(files):
+        raise StudioError("No photo of this set has a mask of what you named above. Find or paint masks first.")
+    own = str(about(studio, dataset).get("rare", ""))
+    rare = list(dict.fromkeys(word for word in (own, *RARE_WORDS) if word))[: len(things)]
+    folder = studio.scratch() / "photos"
+    shutil.copytree(source, folder, ignore=lambda path, names: [name for name in names if (Path(path) / name).is_dir()])
+    subjects = [
+        Phrase(one["name"] or "-".join(one["noun"].split()), file, word, one["noun"])
+        for one, file, word in zip(things, files, rare, strict=True)
+    ]
+    write_metadata(folder, subjects, {})
+    return shutil.make_archive(str(folder.with_name("mudi")), "zip", folder)
 
 
 def has_finder(where: str) -> bool:

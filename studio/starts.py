@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import Layout, StudioError
 from studio.session import Studio
-from studio.work import photo_folder
+from studio.work import about, photo_folder
 
 if TYPE_CHECKING:
-    from pipelines import StartNoise
+    from pipelines import Photo, StartNoise
 
 MANY = 3  # subjects; for more a stronger collage is usual
-Cut = Callable[[str, tuple[str, ...]], list[Any]]  # photo set, tokens in use -> pieces
+Cut = Callable[[tuple[str, ...], tuple[str, ...]], list[Any]]  # photo sets, tokens in use -> pieces
 
 
 def cutter(studio: Studio) -> Cut:
-    """What cuts subjects out of photo sets, each set once."""
-    return cache(lambda dataset, tokens: list(_pieces(studio, dataset, tokens)))
+    """What cuts subjects out of photo sets, once for the same tokens."""
+    return cache(lambda sets, tokens: list(_pieces(studio, sets, tokens)))
 
 
 def start_of(
@@ -39,8 +39,7 @@ def start_of(
     tokens = tuple(
         subject.token for concept in studio.library.concepts() if concept.name in names for subject in concept.subjects
     )
-    pieces = [piece for dataset in sets for piece in cut(dataset, tokens)]
-    start = chosen(StartNoise(cutouts_of(pieces)), values["prompt"] or "")
+    start = chosen(StartNoise(cutouts_of(cut(tuple(sets), tokens))), values["prompt"] or "")
     written = str(values["start_strength"] or "").strip()
     usual = 2.0 if len(start.words) <= MANY else 3.0
     try:
@@ -62,25 +61,50 @@ def _sizes(written: str, words: Sequence[str], prompt: str) -> tuple[tuple[str, 
     return tuple(relative_sizes(written, [Subject(word, word) for word in ordered]).items())
 
 
-def _pieces(studio: Studio, dataset: str, tokens: Sequence[str]) -> Iterator[Any]:
-    """Every subject that masks mark in a set's photos."""
+def _pieces(studio: Studio, sets: Sequence[str], tokens: Sequence[str]) -> Iterator[Any]:
+    """Every subject that masks mark in the sets' photos."""
     from pipelines import cut_out, load_photos
 
-    photos = load_photos(photo_folder(studio, dataset), short_side=studio.base.native_size)
-    if not any(photo.masks for photo in photos):
-        raise StudioError("The photos to begin with have no masks. Find or paint them in the Train tab first.")
-    for photo in photos:
-        for name, mask in photo.masks.items():
-            yield cut_out(f"<{name}>" if name else _only(studio, dataset, tokens), photo.image, mask)
+    photos = {each: load_photos(photo_folder(studio, each), short_side=studio.base.native_size) for each in sets}
+    for each, own in photos.items():
+        if not any(photo.masks for photo in own):
+            title = next((f"'{one.title}'" for one in studio.datasets.all() if one.id == each), "the example")
+            raise StudioError(
+                f"The photos of {title} to begin with have no masks. Find or paint them in the Train tab."
+            )
+    given = _in_order(studio, photos, tokens)
+    for each, own in photos.items():
+        for photo in own:
+            for name, mask in photo.masks.items():
+                whose = given.get(each) or (f"<{name}>" if name else _only(studio, each, tokens))
+                yield cut_out(whose, photo.image, mask)
+
+
+def _in_order(studio: Studio, photos: Mapping[str, Sequence[Photo]], tokens: Sequence[str]) -> dict[str, str]:
+    """Whose the sets are that name nobody in use: with as many of them as other tokens, they take these in order.
+
+    A set whose photos show several things isn't anybody's alone.
+    """
+    said = {each: {about(studio, each).get("name", "")} for each in photos}
+    for each, own in photos.items():
+        said[each].update(name for photo in own for name in photo.masks)
+    named = {name for names in said.values() for name in names}
+    silent = [each for each in photos if not {f"<{name}>" for name in said[each]} & set(tokens)]
+    free = [token for token in tokens if token.strip("<>") not in named]
+    several = [each for each in silent if any(len(photo.masks) > 1 for photo in photos[each])]
+    return dict(zip(silent, free, strict=True)) if len(silent) == len(free) and not several else {}
 
 
 def _only(studio: Studio, dataset: str, tokens: Sequence[str]) -> str:
-    """Whose a mask without a name is: what the set says it shows, else the only concept in use."""
-    name = studio.datasets.about(dataset).get("name") if dataset in {each.id for each in studio.datasets.all()} else ""
-    if name:
-        return f"<{name}>"
+    """Whose a mask without a name is: what the set says it shows, if that is learned, else the only concept in use."""
+    name = f"<{about(studio, dataset).get('name', '')}>"
+    learned = [subject.token for concept in studio.library.concepts() for subject in concept.subjects]
+    if name in (*tokens, *learned):
+        return name
     if len(tokens) != 1:
+        order = " and ".join(tokens) or "the concepts that the prompt names"
         raise StudioError(
-            "The masks of the photos to begin with don't say whose they are. Use one concept, or name its masks."
+            "The masks of the photos to begin with don't say whose they are. Choose a photo set for each of "
+            f"{order}, in that order, or name the masks."
         )
     return tokens[0]

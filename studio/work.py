@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import Event, Finished, JobRecord, StudioError, Wish, discard, get_method, new_id
+from pipelines import Event, Finished, JobRecord, StudioError, Wish, discard, get_method, new_id, presets
+from studio.class_pictures import called_alike
 from studio.jobs import Job
 from studio.session import Studio
 
@@ -36,19 +37,26 @@ class Training:
 
 
 def with_rare_words(studio: Studio, wish: Training) -> tuple[Training, str]:
-    """The wish with a rare word for each thing where its method needs them, and a sentence when some were added.
+    """The wish with a rare word for each thing where its method needs them, and a sentence when some were changed.
 
-    Those that the photo sets bring (MuDI's do) go before ours.
+    Those that the photo sets bring (MuDI's do) go before a preset's and ours, as on the command line; what a person
+    wrote stays as far as it reaches.
     """
-    written = wish.params.get("rare_word")
-    things = wish.things()
-    if not written or len(things) == 1 or len(written.split()) >= len(things):
+    written = str(wish.params.get("rare_word") or "")
+    things, words = wish.things(), written.split()
+    brought = [about(studio, one["photos"]).get("rare", "") for one in things]
+    own = [word if word not in brought[:at] else "" for at, word in enumerate(brought)]
+    usual = any(own) and written in _usual_words(studio, wish.method)
+    if not words or (len(words) >= len(things) and not usual):
         return wish, ""
-    sets = [{} if one["photos"] == EXAMPLE else studio.datasets.about(one["photos"]) for one in things]
-    own = [about.get("rare", "") for about in sets]
-    spare = [word for word in dict.fromkeys((*written.split(), *RARE_WORDS)) if word not in own]
-    words = " ".join(word or spare.pop(0) for word in own)
-    return replace(wish, params=wish.params | {"rare_word": words}), f" Rare words: {words}."
+    spare = [word for word in dict.fromkeys((*words, *RARE_WORDS)) if word not in own]
+    chosen = " ".join(word or spare.pop(0) for word in own)
+    return replace(wish, params=wish.params | {"rare_word": chosen}), f" Rare words: {chosen}."
+
+
+def _usual_words(studio: Studio, method: str) -> list[str]:
+    """The rare words of a method's presets: nobody wrote them for these photos."""
+    return [getattr(each.params, "rare_word", "") for each in presets(method, studio.presets)]
 
 
 def photo_folder(studio: Studio, photos: str) -> Path:
@@ -60,6 +68,11 @@ def photo_folder(studio: Studio, photos: str) -> Path:
     return studio.datasets.folder(photos)
 
 
+def about(studio: Studio, photos: str) -> dict[str, Any]:
+    """What a photo set says it shows, see `Datasets.about`."""
+    return {} if photos == EXAMPLE else studio.datasets.about(photos)
+
+
 def start_training(studio: Studio, wish: Training, run: str = "", resume: bool = False) -> Job:
     """Queue a training run; `run` and `resume` take up an earlier one. StudioError if it can't start at all."""
     things = wish.things()
@@ -68,7 +81,8 @@ def start_training(studio: Studio, wish: Training, run: str = "", resume: bool =
         sets = [one["photos"] for one in things]
     for photos in sets:
         photo_folder(studio, photos)
-    classes = studio.datasets.folder(wish.classes) if wish.classes else None
+    ids = {str(about(studio, one["photos"]).get("id", "")): one["name"] for one in things}
+    classes = called_alike(studio, wish.classes, ids) if wish.classes else None
     title = " and ".join(one["name"] for one in things)
     params = get_method(wish.method).Params(**wish.params)
     run = run or new_id(wish.name)
@@ -157,28 +171,43 @@ def start_pictures(studio: Studio, request: Any, concepts: list[tuple[str, float
     return studio.jobs.submit(f"Paint “{request.prompt[:70]}”", work, kind="generate")
 
 
-def start_masks(
-    studio: Studio,
-    photos: str,
-    nouns: Sequence[str],
-    names: Sequence[str],
-    overwrite: bool,
-    detector: str = "",
-    segmenter: str = "",
-) -> Job:
-    """Queue the finding of masks by attention for a photo set; without nouns, of everything that stands out.
+@dataclass(frozen=True)
+class Look:
+    """How masks are found: by attention, grey where it is unsure when `soft`, with some of `MaskParams` as KEY=VALUE;
+    or by a `detector` ("toybox", or an OWLv2 by Hub id or folder), whose boxes, made larger by `margin`, are cut out by
+    Segment Anything, from the checkpoint `segmenter`, "" = Toybox's own."""
 
-    With a `detector` ("toybox", or an OWLv2 by Hub id or folder) its boxes are cut out by Segment Anything, from the
-    checkpoint `segmenter`, "" = Toybox's own. A mask that a person made is kept unless `overwrite`. StudioError for
-    words that can't be looked for.
+    soft: bool = False
+    settings: tuple[str, ...] = ()
+    detector: str = ""
+    segmenter: str = ""
+    sure: float = 0.2
+    margin: float = 0.05
+
+
+def start_masks(
+    studio: Studio, photos: str, nouns: Sequence[str], names: Sequence[str], overwrite: bool, look: Look | None = None
+) -> Job:
+    """Queue the finding of masks for a photo set; without nouns, of everything that stands out.
+
+    A mask that a person made is kept unless `overwrite`. StudioError for words that can't be looked for and for
+    settings that make no sense.
     """
-    if detector and not nouns:
+    look = look or Look()
+    if look.detector and not nouns:
         raise StudioError("A detector looks for words. Say what the photos show.")
+    if not 0 <= look.sure <= 1:
+        raise StudioError(f"A threshold of {look.sure:g} is out of range. Choose 0 to 1; 0.2 is usual.")
+    if not 0 <= look.margin <= 0.5:
+        raise StudioError(f"A box can't be made larger by {look.margin:g} of the photo. Choose 0 to 0.5.")
+    by_word = bool(nouns) and not look.detector
     wish = Wish(
         folder=studio.datasets.folder(photos),
         nouns=tuple(nouns),
         names=tuple(names) if len(nouns) > 1 else (),
         overwrite=overwrite,
+        soft=look.soft and by_word,
+        settings=look.settings if by_word else (),
         cache=studio.workspace.root / "masks",
     )
     wish.check()
@@ -188,8 +217,8 @@ def start_masks(
         from pipelines import detector as find
 
         device = "cpu" if studio.base.model is None else str(studio.base.model.device)
-        finder = Finder(find(detector, device=device))
-        yield from segmented_masks(load_segmenter(segmenter, device), wish, finder=finder)
+        finder = Finder(find(look.detector, threshold=look.sure, device=device), look.margin)
+        yield from segmented_masks(load_segmenter(look.segmenter, device), wish, finder=finder)
 
     def work() -> Iterator[Event]:
         from pipelines import discovered_masks, noun_masks
@@ -198,11 +227,12 @@ def start_masks(
         yield from (noun_masks if wish.nouns else discovered_masks)(model, wish)
 
     title = f"Find {' and '.join(nouns)} in the photos" if nouns else "Find things in the photos"
-    return studio.jobs.submit(title[:80], detected if detector else work, kind="masks", record=False)
+    return studio.jobs.submit(title[:80], detected if look.detector else work, kind="masks", record=False)
 
 
-def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str) -> Job:
-    """Queue one question to the segmenter: what is at a point (x, y) or in a box of `image`. Ends with its mask."""
+def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str, attention: bool = False) -> Job:
+    """Queue one question: what is at a point (x, y) or in a box of `image`? Ends with its mask. Segment Anything
+    answers, from the checkpoint `where`, or the base's own attention."""
     if studio.jobs.active():
         raise StudioError(
             "Something else is running, and a click would wait for it. Paint the mask, or try again later."
@@ -216,4 +246,12 @@ def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str) -
         segmenter.look(image)
         yield Finished(segmenter.click([(at[0], at[1])]) if len(at) == 2 else segmenter.box(at))
 
-    return studio.jobs.submit("Find an outline", work, kind="outline", record=False)
+    def attended() -> Iterator[Event]:
+        from pipelines import Marking, marked_mask
+
+        model = yield from studio.base.ready()
+        left, top, *rest = at
+        marking = Marking(box=(left, top, rest[0], rest[1])) if rest else Marking(clicks=((left, top),))
+        yield Finished(marked_mask(model, image, marking))
+
+    return studio.jobs.submit("Find an outline", attended if attention else work, kind="outline", record=False)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines import ClassWish, StudioError, Workspace, class_finder, class_pictures_of, read_dataset
 from pipelines.class_masks import SURE as ENGINE_SURE
 from pipelines.commands.prior import SURE as COMMAND_SURE
 from pipelines.toybox.scenes import scene
-from studio.class_pictures import EACH, MOST, SURE, Classes, made_by, start_classes
+from studio.class_pictures import EACH, MOST, SURE, Classes, called_alike, made_by, start_classes
 from studio.datasets import CLASSES
 from studio.session import Studio
 from studio.tabs.classes import _choices, _detector, _live
+from studio.work import Training, start_training
 from tests.tiny import tiny_folder, tiny_model
 
 
@@ -100,3 +103,35 @@ def test_a_detector_cuts_out_the_one_thing() -> None:
     mask, true = find(one.image, one.toys[0]["category"]), one.masks[0]
     assert mask is not None and ((mask > 0) & true).sum() > 0.7 * ((mask > 0) | true).sum()
     assert find(one.image, "cup" if one.toys[0]["category"] != "cup" else "cat") is None
+
+
+def test_class_pictures_belong_to_things_by_the_ids_of_their_photos(studio: Studio, tmp_path: Path) -> None:
+    """Their phrases are others than the photos', as in MuDI's own sets."""
+    sets = {}
+    for file, words in (("metadata.jsonl", "olis blue {}"), ("class_metadata.jsonl", "{}")):
+        folder = tmp_path / file.split(".")[0]
+        folder.mkdir()
+        rows: list[dict[str, object]] = [
+            {"id": {"a": words.format("can"), "b": words.replace("olis", "hta").format("toy")}}
+        ]
+        for id, phrase in dict(rows[0]["id"]).items():  # type: ignore[call-overload]
+            Image.new("RGB", (40, 30), "red").save(folder / f"{id}.png")
+            Image.new("L", (40, 30), 255).save(folder / f"m{id}.png")
+            rows.append(
+                {"id": id, "file_name": f"{id}.png", "mask_path": f"m{id}.png", "text": f"A photo of a {phrase}"}
+            )
+        (folder / file).write_text("\n".join(json.dumps(row) for row in rows))
+        sets[file], _ = studio.datasets.add(sorted(folder.iterdir()), "x")
+    first, classes = sets.values()
+    (second,) = studio.datasets.about(first)["with"]
+    settings = {"steps": 1, "sample_every": 0, "checkpoint_every": 0, "prior_weight": 1.0, "rare_word": "olis hta"}
+    wish = Training(
+        first, "blue can", "blue-can", "svdiff", settings, base=studio.base.where, classes=classes,
+        more=[{"photos": second, "noun": "blue toy", "name": "blue-toy"}],
+    )  # fmt: skip
+    job = start_training(studio, wish)
+    assert job.wait(300) and job.state == "done", job.error
+    copy = read_dataset(called_alike(studio, classes, {"a": "my-can", "b": "blue-toy"}), CLASSES)
+    assert copy.phrases == {"my-can": "can", "blue-toy": "toy"} and [row.id for row in copy.rows] == list(copy.phrases)
+    other = {"x": "my-can", "y": "blue-toy"}  # of another upload
+    assert called_alike(studio, classes, other) == studio.datasets.folder(classes)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import StudioError, Workspace
+from pipelines import StudioError, Workspace, load_preset
 from studio.parts.painter import Drawn, drawing, regions
 from studio.photo_masks import (
     Opened,
@@ -175,6 +176,7 @@ def test_several_things_of_a_form() -> None:
     first, second = things.read(given)
     assert first == {"photos": "", "noun": "cat", "name": "my-cat"}
     assert second == {"photos": "set-b", "noun": "dog", "name": "my-dog"}
+    assert things.read_of("set-a", given) == [first] and things.read_of("set-b", given) == [first, second]
     things.complete([first, second])
     with pytest.raises(StudioError, match="thing 2 a name"):
         things.complete([first, second | {"name": ""}])
@@ -231,6 +233,16 @@ def test_a_folder_of_mudi_becomes_a_set_for_each_subject(studio: Studio, tmp_pat
         more=[{"photos": second, "noun": "plush", "name": "plush"}],
     )  # fmt: skip
     assert with_rare_words(studio, wish)[0].params["rare_word"] == "olis hta"
+    enough = [load_preset("segmix", name).model_dump() for name in ("default", "toybox")]  # 5 and 4 words of its own
+    for params in enough:
+        told = with_rare_words(studio, replace(wish, params=params))
+        assert told[0].params["rare_word"] == "olis hta" and "olis hta" in told[1]
+    alone = replace(wish, method="svdiff", params=load_preset("svdiff", "default").model_dump(), more=())
+    assert with_rare_words(studio, alone)[0].params["rare_word"] == "olis"
+    twins = replace(wish, more=[{"photos": "", "noun": "plush", "name": "plush"}])
+    assert with_rare_words(studio, twins)[0].params["rare_word"] == "olis sks"
+    written = replace(wish, params={"rare_word": "zyx qwe"})  # by a person
+    assert with_rare_words(studio, written) == (written, "")
     (folder / "a.png").unlink()
     with pytest.raises(StudioError, match=r"line 2.*a\.png"):
         studio.datasets.add(sorted(folder.iterdir()), "x")

@@ -51,24 +51,26 @@ def default_prompts(kind: str) -> tuple[str, ...]:
 def read_prompts(path: Path) -> tuple[str, ...]:
     """One prompt a line, blank lines left out. StudioError with the line's number where `{}` isn't there once."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudioError(
             f"'{printable(path.name)}' can't be read as text. Name a file with one prompt a line."
         ) from error
+    return prompts_in(text, f"'{printable(path.name)}'")
+
+
+def prompts_in(text: str, where: str) -> tuple[str, ...]:
+    """`read_prompts` of a text; messages name it as `where`."""
     found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if line.count("{}") != 1:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and line.count("{}") != 1:
             raise StudioError(
-                f"{printable(path.name)}, line {number}: '{printable(line.strip(), 60)}' needs {{}} once, where the "
-                "subject goes."
+                f"{where}, line {number}: '{printable(line.strip(), 60)}' needs {{}} once, where the subject goes."
             )
         found.append(line.strip())
-    if not found:
-        raise StudioError(f"'{printable(path.name)}' has no prompts. Write one a line, with {{}} for the subject.")
-    return tuple(dict.fromkeys(found))
+    if not any(found):
+        raise StudioError(f"{where} has no prompts. Write one a line, with {{}} for the subject.")
+    return tuple(dict.fromkeys(filter(None, found)))
 
 
 def with_subject(prompt: str, words: str) -> str:

@@ -137,8 +137,7 @@ function choices(one) {
   const select = document.createElement('select');
   const known = [...words];
   if (!known.some((word) => word.words === one.words && word.occurrence === one.occurrence)) {
-    const number = one.occurrence === null ? '' : ' (number ' + (one.occurrence + 1) + ')';
-    known.unshift({words: one.words, occurrence: one.occurrence, title: one.words ? one.words + number + ' – not in the prompt' : 'choose a word'});
+    known.unshift({words: one.words, occurrence: one.occurrence, title: titleOf(one, window.attunePrompt || '')});
   }
   known.forEach((word) => {
     const option = new Option(word.title, JSON.stringify([word.words, word.occurrence]));

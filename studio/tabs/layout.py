@@ -83,7 +83,8 @@ def advanced_controls() -> Controls:
         with gr.Row(elem_classes="fields"):
             begin = gr.Dropdown(
                 [], value=[], multiselect=True, label="Begin as a faint collage of",
-                info="Photo sets with masks: keeps alike subjects apart (MuDI)", elem_id="start-photos",
+                info="Photo sets with masks, several in the Library's order: keeps alike subjects apart (MuDI)",
+                elem_id="start-photos",
             )  # fmt: skip
             strength = gr.Textbox(
                 label="How strongly", info="0 to 4; empty: 2, from four subjects on 3", placeholder="usual",

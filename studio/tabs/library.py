@@ -117,7 +117,7 @@ def _wire(studio: Studio, details: _Details) -> None:
     def original(chosen: str) -> str:
         """The way the method's own authors write it; several files as one zip."""
         entry, folder = _entry(studio, chosen), studio.scratch()
-        files = studio.library.export_original(entry.id, folder)
+        files = originals(studio, entry, folder)
         if len(files) == 1:
             return str(files[0])
         return shutil.make_archive(str(studio.scratch() / entry.id.rpartition("-")[0]), "zip", folder)
@@ -128,6 +128,24 @@ def _wire(studio: Studio, details: _Details) -> None:
     details.undo.click(undo, details.deleted, [details.deleted, details.undo, details.message], **QUIET)
     download(details.export, "library-download", export, [details.chosen], details.message)
     download(details.original, "library-originals", original, [details.chosen], details.message)
+
+
+def originals(studio: Studio, entry: Entry, folder: Path) -> list[Path]:
+    """The original files of a concept. Where they hold all of its base and that is a folder, the loaded base is taken,
+    if it is the one; StudioError when another one is."""
+    try:
+        return list(studio.library.export_original(entry.id, folder))
+    except StudioError as error:
+        if "--base" not in str(error):  # the command line's way of naming it
+            raise
+        base = entry.concept.base_model
+        if base.get("fingerprint") and base["fingerprint"] == studio.base.fingerprint:
+            return list(studio.library.export_original(entry.id, folder, studio.base.where))
+        which = f"'{base['id']}' ({base['fingerprint'][:8]})" if base.get("fingerprint") else "its own base"
+        raise StudioError(
+            f"The original files of '{entry.concept.name}' hold its whole base, and {studio.base.title} is loaded. "
+            f"Load {which} at the top of the page and export again, or export it as a zip."
+        ) from error
 
 
 def _import(studio: Studio) -> None:

@@ -13,6 +13,7 @@ from pipelines import StudioError
 from studio.jobs import Job
 from studio.page import Memory, Page, Watch
 from studio.parts.cards import picked
+from studio.parts.download import download
 from studio.parts.live import progress_text
 from studio.parts.message import answering, done, problem
 from studio.parts.painter import painter, wanted
@@ -20,6 +21,7 @@ from studio.parts.pictures import data_uri
 from studio.photo_masks import (
     EXAMPLE_STAYS,
     Opened,
+    as_mudi,
     has_finder,
     layers,
     mask_drawing,
@@ -29,8 +31,9 @@ from studio.photo_masks import (
     with_outline,
 )
 from studio.session import Studio
-from studio.tabs import things
-from studio.work import EXAMPLE, start_masks, start_outline, waiting
+from studio.tabs import mask_settings, things
+from studio.tabs.mask_settings import ATTENTION
+from studio.work import EXAMPLE, Look, start_masks, start_outline, waiting
 
 PATIENCE = 300  # seconds that a page waits for an outline
 PATIENCE_FOR_THINGS = 3600  # and for things to be found, to name their rows
@@ -65,19 +68,13 @@ def build(studio: Studio, page: Page, chosen: gr.Dropdown, gallery: gr.HTML, nam
         message = gr.HTML("", elem_id="masks-message")
         live = gr.HTML("", elem_id="masks-live")
         editor = _editor()
-        with gr.Row():
-            seer = gr.Textbox(
-                label="Detector", placeholder="google/owlv2-base-patch16-ensemble",
-                info="Hub id or folder, for real photos. Toybox has one of its own", elem_id="masks-detector",
-            )  # fmt: skip
-            where = gr.Textbox(
-                label="Segment Anything checkpoint", placeholder="/path/to/sam_vit_b.pth",
-                info="For outlines in real photos. Toybox has one of its own", elem_id="masks-checkpoint",
-            )  # fmt: skip
+        how = mask_settings.build(studio, page)
+        mudi = gr.Button("Download as MuDI’s folder", size="sm", elem_id="masks-mudi", min_width=150)
     page.watch(Watch([live], lambda: _sign(studio), lambda: [_live(studio)]))
-    _wire_finding(studio, [chosen, overwrite, seer, where], named, (find, detect, discover), message)
-    _wire_opening(studio, editor, chosen, gallery, named, box, where, message)
-    _wire_outlines(studio, editor, where, message)
+    _wire_finding(studio, [chosen, overwrite, *how.all], named, (find, detect, discover), message)
+    _wire_opening(studio, editor, chosen, gallery, named, box, how, message)
+    _wire_outlines(studio, editor, how, message)
+    download(mudi, "masks-mudi-zip", lambda *given: as_mudi(studio, *_here(*given)), [chosen, *named.all], message)
 
     @answering(1)
     def write(opened: Opened | None, value: str) -> tuple[Any, str]:
@@ -101,19 +98,21 @@ def _editor() -> _Editor:
 
 def _wire_opening(
     studio: Studio, editor: _Editor, chosen: gr.Dropdown, gallery: gr.HTML, named: things.Things, box: gr.Accordion,
-    where: gr.Textbox, message: gr.HTML,
+    how: mask_settings.MaskSettings, message: gr.HTML,
 ) -> None:  # fmt: skip
     """Opening a photo, closing it, going to another set: what was painted until then is saved on the way."""
 
     @answering(5)
-    def open_photo(opened: Opened | None, value: str, dataset: str, path: str, *given: Any, event: Any) -> list[Any]:
+    def open_photo(
+        opened: Opened | None, value: str, dataset: str, path: str, by: str, *given: Any, event: Any
+    ) -> list[Any]:
         said = _left(studio, opened, value)
         if dataset == EXAMPLE:
             raise StudioError(EXAMPLE_STAYS)
         shown = photo_of(studio, dataset, picked(event))
-        mine = layers(shown, [one["name"] for one in things.read(given)])
+        mine = layers(shown, [one["name"] for one in things.read_of(dataset, given)])
         drawn = mask_drawing(shown, mine)
-        look = gr.update(value=drawn, picture=data_uri(shown.image, 1024), finder=has_finder(path))
+        look = gr.update(value=drawn, picture=data_uri(shown.image, 1024), finder=by == ATTENTION or has_finder(path))
         head = f"<h3 class='part'>Masks of {escape(shown.path.name)}</h3>"
         now = Opened(dataset, shown.path.name, tuple(mine), drawn)
         return [gr.update(open=True), gr.update(visible=True), head, look, now, said]
@@ -124,7 +123,7 @@ def _wire_opening(
     before = [editor.opened, editor.board]
     gallery.pick(
         _with_event(open_photo),
-        [*before, chosen, where, *named.all],
+        [*before, chosen, how.where, how.outlines, *named.all],
         [box, editor.column, editor.title, editor.board, editor.opened, message],
         **QUIET,
     )
@@ -158,14 +157,15 @@ def _left(studio: Studio, opened: Opened | None, value: str) -> str:
     return done(f"Saved: {', '.join(changed)}.") if changed else ""
 
 
-def _wire_outlines(studio: Studio, editor: _Editor, where: gr.Textbox, message: gr.HTML) -> None:
+def _wire_outlines(studio: Studio, editor: _Editor, how: mask_settings.MaskSettings, message: gr.HTML) -> None:
     """A found outline is put into the drawing as it is when it comes: the person may have gone on painting."""
     found = gr.State(None)
 
     @answering(1)
-    def outline(opened: Opened, path: str, event: gr.EventData) -> list[Any]:
+    def outline(opened: Opened, path: str, by: str, event: gr.EventData) -> list[Any]:
         number, at, _ = wanted(event)
-        job = start_outline(studio, photo_of(studio, opened.dataset, opened.photo).image, at, (path or "").strip())
+        image = photo_of(studio, opened.dataset, opened.photo).image
+        job = start_outline(studio, image, at, (path or "").strip(), by == ATTENTION)
         job.wait(PATIENCE)
         if job.state != "done":
             raise StudioError(job.error or "No outline was found. Paint the mask.")
@@ -177,7 +177,7 @@ def _wire_outlines(studio: Studio, editor: _Editor, where: gr.Textbox, message: 
             return [gr.skip(), None, gr.skip()]
         return [with_outline(value, *found[2:]), None, gr.skip()]
 
-    asked = editor.board.find(outline, [editor.opened, where], [found, message], **QUIET)
+    asked = editor.board.find(outline, [editor.opened, how.where, how.outlines], [found, message], **QUIET)
     asked.then(put, [found, editor.opened, editor.board], [editor.board, found, message], **QUIET)
 
 
@@ -193,38 +193,29 @@ def _with_event(handler: Any) -> Any:
 def _wire_finding(
     studio: Studio, given: list[Any], named: things.Things, buttons: tuple[gr.Button, ...], message: gr.HTML
 ) -> None:
-    """`given` are the photo set, whether a person's masks are replaced, the detector and Segment Anything's file;
-    `buttons` find by attention, by a detector and without a word."""
+    """`given` are the photo set, whether a person's masks are replaced, and how masks are found; `buttons` find by
+    attention, by a detector and without a word."""
+    settings = len(given) - 2
 
-    def start(dataset: str, nouns: list[str], names: list[str], replace: bool, *tools: str) -> tuple[Job, str]:
+    def start(dataset: str, nouns: list[str], names: list[str], replace: bool, look: Look | None) -> tuple[Job, str]:
         if dataset == EXAMPLE or not dataset:
             raise StudioError(EXAMPLE_STAYS if dataset else "There are no photos yet. Add some first.")
         ahead = len(studio.jobs.active())
-        job = start_masks(studio, dataset, nouns, names, bool(replace), *tools)
+        job = start_masks(studio, dataset, nouns, names, bool(replace), look)
         return job, done(f"{job.title}.{waiting(ahead)}")
 
-    def by_word(dataset: str, replace: bool, tools: tuple[str, ...], given: Any) -> tuple[str]:
-        known = things.read(given)
-        if not all(one["noun"] for one in known):
-            raise StudioError("What do the photos show? Give the ordinary word for it above, such as 'cat'.")
-        if len(known) > 1 and not all(one["name"] for one in known):
-            raise StudioError("Give each thing a name above: its masks are called by it.")
-        return (start(dataset, [one["noun"] for one in known], [one["name"] for one in known], replace, *tools)[1],)
+    def by_word(read: Any) -> Any:
+        @answering(0)
+        def find(dataset: str, replace: bool, *rest: Any) -> tuple[str]:
+            look, known = read(studio, rest[:settings]), _here(dataset, *rest[settings:])[1]
+            nouns, names = ([one[key] for one in known] for key in ("noun", "name"))
+            return (start(dataset, nouns, names, replace, look)[1],)
 
-    @answering(0)
-    def by_attention(dataset: str, replace: bool, seer: str, where: str, *rest: Any) -> tuple[str]:
-        return by_word(dataset, replace, (), rest)
-
-    @answering(0)
-    def by_detector(dataset: str, replace: bool, seer: str, where: str, *rest: Any) -> tuple[str]:
-        seer = (seer or "").strip() or ("toybox" if studio.base.kind == "toybox" else "")
-        if not seer:
-            raise StudioError("Name a detector below, such as google/owlv2-base-patch16-ensemble.")
-        return by_word(dataset, replace, (seer, (where or "").strip()), rest)
+        return find
 
     @answering(1)
     def without(dataset: str, replace: bool) -> tuple[str, str]:
-        job, said = start(dataset, [], [], replace)
+        job, said = start(dataset, [], [], replace, None)
         return job.id, said
 
     def name_them(search: str) -> list[Any]:
@@ -235,11 +226,21 @@ def _wire_finding(
         return [*rows, ""]
 
     find, detect, discover = buttons
-    find.click(by_attention, [*given, *named.all], [message], api_visibility="private")
-    detect.click(by_detector, [*given, *named.all], [message], api_visibility="private")
+    for button, read in ((find, mask_settings.by_attention), (detect, mask_settings.by_detector)):
+        button.click(by_word(read), [*given, *named.all], [message], api_visibility="private")
     search, outputs = gr.State(""), things.calling(named, [])[0]
     started = discover.click(without, given[:2], [search, message], api_visibility="private")
     started.then(name_them, search, [*outputs, search], concurrency_limit=8, **QUIET)
+
+
+def _here(dataset: str, *given: Any) -> tuple[str, list[dict[str, str]]]:
+    """The chosen photo set and what is in it, from the values of `Things.all`. StudioError where that isn't said."""
+    known = things.read_of(dataset, given)
+    if not all(one["noun"] for one in known):
+        raise StudioError("What do the photos show? Give the ordinary word for it above, such as 'cat'.")
+    if len(known) > 1 and not all(one["name"] for one in known):
+        raise StudioError("Give each thing a name above: its masks are called by it.")
+    return dataset, known
 
 
 def _sign(studio: Studio) -> Any:

@@ -163,6 +163,11 @@ def read(given: Sequence[Any]) -> list[dict[str, str]]:
     ]
 
 
+def read_of(dataset: str, given: Sequence[Any]) -> list[dict[str, str]]:
+    """Of `read` those whose photos are the set chosen above: the others are not in them."""
+    return [one for one in read(given) if one["photos"] in (SAME, dataset)]
+
+
 def complete(things: Sequence[dict[str, str]]) -> None:
     """StudioError when one of the things has no noun or no name, or a name that can't be written in a prompt."""
     for number, one in enumerate(things, start=1):
