@@ -9,11 +9,15 @@ from pipelines.concept import Subject
 from pipelines.errors import StudioError
 
 
+_NAME = re.compile(r"<[^<>\s]+>")
+
+
 def caption(text: str | None, subjects: Sequence[Subject], file: str = "photo") -> str:
     """The caption to train with; "a photo of <my-cat>" where none was written.
 
     In a written one, each subject's noun becomes its `<name>` where it is first said (subjects that share a noun take
-    its places one after the other); a `<name>` that stands there already is left alone. StudioError when the text
+    its places one after the other); a `<name>` that stands there already is left alone. Another `<name>`, where only
+    one subject is meant and nothing else names it, is what the subject was called before. StudioError when the text
     names none of the subjects, since nothing would tie the photo to the concept then.
     """
     if not text:
@@ -26,6 +30,9 @@ def caption(text: str | None, subjects: Sequence[Subject], file: str = "photo") 
         replaced = _noun(subject.noun).sub(lambda _, token=subject.token: token, text, count=1)  # type: ignore[misc]
         named |= replaced != text
         text = replaced
+    earlier = set(_NAME.findall(text))
+    if not named and len(subjects) == len(earlier) == 1:
+        return text.replace(earlier.pop(), subjects[0].token)
     if not named:
         words = " or ".join(f"'{subject.noun}'" for subject in subjects)
         raise StudioError(

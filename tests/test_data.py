@@ -221,6 +221,13 @@ def test_captions_of_several_subjects_and_without_the_noun() -> None:
     for text in ("a photo of a dog", "cats", "a cat-like dog"):
         with pytest.raises(StudioError, match="does not name 'cat'"):
             caption(text, CAT, "x.txt")
+
+
+def test_what_the_subject_was_called_before_is_the_subject() -> None:
+    assert caption("a photo of <tom>, and <tom> again", CAT) == "a photo of <my-cat>, and <my-cat> again"
+    assert caption("a cat beside <tom>", CAT) == "a <my-cat> beside <tom>"
+    with pytest.raises(StudioError, match="does not name 'cat'"):
+        caption("<tom> beside <max>", CAT)
     assert class_prompt(Subject("<x>", "owl")) == "a photo of an owl"
 
 
