@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
 
-
 _NAME = re.compile(r"<[^<>\s]+>")
 
 
