@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.errors import StudioError
-from pipelines.evaluate.eyes import Dino, DreamSim, Pair, eyes, squared
+from pipelines.evaluate.eyes import Dino, DreamSim, Owl, Pair, detector, eyes, squared
 from tests.test_detect_compare import tiny_dino
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (96, 100, 3), dtype=np.uint8)
@@ -48,6 +48,13 @@ class Colors(nn.Module):
 
 def prepare(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255.0
+
+
+def test_a_detector_must_be_as_sure_as_in_mudi() -> None:
+    both = eyes("some/owl", "some/dino")
+    assert isinstance(both, Pair) and isinstance(both.detector, Owl) and both.detector.threshold == 0.4
+    alone = detector("some/owl")
+    assert isinstance(alone, Owl) and alone.threshold == 0.2
 
 
 def test_dreamsim_sees_pictures_and_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
