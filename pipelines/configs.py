@@ -37,7 +37,8 @@ def paint_configs(
     """A run of `make_pictures` for each configuration, one after the other; all are read before the first paints.
 
     `settings` are fields of the Layout to be replaced. With `out` each paints into its own folder there, called as the
-    original calls it, and leaves a sheet of all its pictures.
+    original calls it (`Config.folder`), and leaves a sheet of all its pictures, all_images.png. The pictures are called
+    0001.png, 0002.png ... as everywhere here (there, 0.png, 1.png ...), and none that is there is replaced.
     """
     from pipelines.attach import attached
 

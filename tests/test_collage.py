@@ -109,6 +109,28 @@ def test_relative_sizes_are_exact_and_other_draws_stay() -> None:
         assert (made.boxes[A][0] < made.boxes[B][0]) == (plain.boxes[A][0] < plain.boxes[B][0])
 
 
+def test_relative_sizes_are_those_of_each_of_three() -> None:
+    sizes = relative_sizes("1 0.5 0.25", [Subject(name, "toy") for name in (A, B, C)])
+    pieces = [piece(name, 30, 30) for name in (A, B, C)]
+    for seed in range(6):  # wherever they stand
+        made = seg_mix(pieces, (960, 960), Recipe(sizes=sizes), generator("t", seed))
+        widths = [box[2] - box[0] for box in made.boxes.values()]
+        assert widths == pytest.approx([290, 145, 72.5], abs=1)  # a third of 960 without the gutter
+
+
+def test_a_grey_mask_is_the_subject_above_122() -> None:
+    """As published, wherever a mask's edge was smoothed."""
+    image = np.full((40, 40, 3), COLORS[A], np.uint8)
+    mask = np.repeat(np.array([255, 125, 123, 122, 100, 60, 0, 255], np.uint8), 5)[:, None].repeat(40, 1)
+    seen = np.array([True, True, True, False, False, False, False, True]).repeat(5)
+    whole = np.full((40, 40), 255, np.uint8)
+    made = set_in([cut_out(A, image, mask)], {A: whole}, (40, 40))
+    assert (made.masks[A].all(1) == seen).all() and (made.masks[A].any(1) == seen).all()
+    assert np.array_equal(like(made.image, A), made.masks[A] > 0)
+    halves = cut_mix((A, image, mask), (B, image, None), (40, 40))
+    assert (halves.masks[A][:, :20].all(1) == seen).all() and (halves.masks[A][:, :20].any(1) == seen).all()
+
+
 def test_order_level_and_flip_are_as_asked() -> None:
     recipe = Recipe(swap=False, level=True)
     for seed in range(8):

@@ -218,7 +218,7 @@ def test_folders_are_called_as_the_original_calls_them_and_safe(folder: Path) ->
     (config,) = read_config(written(folder, element(prompt="A dog, a toy cat. ")))
     assert config.folder == "dog6_dog_toy_cat/A_dog,_a_toy_cat"
     hostile = replace(config, prompt="../../x\\y:z\x00", subjects=())
-    assert hostile.folder == "untitled/xyz" or ".." not in Path(hostile.folder).parts
+    assert hostile.folder == "untitled/xyz" and replace(hostile, prompt=" ..").folder == "untitled/untitled"
     assert len(Path(replace(config, prompt="ä" * 999).folder).name.encode()) <= 120
     assert replace(config, prompt="con").folder.endswith("con_")
 

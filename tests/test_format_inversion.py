@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +24,7 @@ from pipelines.library import Library
 from pipelines.methods import get_method
 from pipelines.model import Model, from_pipeline, load_model
 from pipelines.workspace import Workspace
+from tests.test_format_cones import WIDTH, wide_model
 from tests.tiny import tiny_folder, tiny_model, tiny_pipeline
 
 CAT = Subject("<my-cat>", "cat")
@@ -172,6 +175,45 @@ def test_the_released_layout_is_found_and_the_latest_stage_wins(tmp_path: Path) 
         assert found.concept.method == "attndreambooth"
         with attached(model, [(found, 1.0)]):
             torch.testing.assert_close(ours, output(model, "a photo of a <my-cat>"), atol=1e-4, rtol=1e-3)
+
+
+def test_an_older_release_s_bin_files_are_read_past_what_resuming_needs(tmp_path: Path) -> None:
+    """SD 2.1's text width; optimizer.bin and random_states_0.pkl lie beside the UNet, and nobody opens them."""
+    model, changed = wide_model(), wide_model().unet
+    draw = torch.Generator().manual_seed(5)
+    weights = {
+        name: value + 0.02 * torch.randn(value.shape, generator=draw) for name, value in changed.state_dict().items()
+    }
+    changed.load_state_dict(weights)
+    checkpoint = tmp_path / "learned_models" / "unet_models" / "checkpoint-500"
+    for folder in (checkpoint / "unet", tmp_path / "learned_embeds"):
+        folder.mkdir(parents=True)
+    torch.save(weights, checkpoint / "unet" / "diffusion_pytorch_model.bin")
+    torch.save(
+        {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 2e-6}]}, checkpoint / "optimizer.bin"
+    )
+    (checkpoint / "random_states_0.pkl").write_bytes(pickle.dumps({"step": 500, "numpy": np.random.RandomState(0)}))
+    row = rows(1, WIDTH)[0]
+    torch.save({"new_concept_v0": row}, tmp_path / "learned_embeds" / "learned_embeds_steps_60.bin")
+    for place in (tmp_path, checkpoint, checkpoint / "unet"):
+        assert formats.detect(place) == "attndreambooth"
+    found = import_original(tmp_path, name="my-cat", noun="cat", base={"id": "wide", "fingerprint": ""})
+    assert found.concept.method == "attndreambooth" and torch.equal(found.tensors["tokens.text_encoder"], row[None])
+    assert found.tensors.keys() == {"tokens.text_encoder"} | {f"unet.{name}" for name in weights}
+    with attached(model, [(found, 1.0)]), torch.no_grad():
+        ours, states = output(model, "a photo of a <my-cat>"), model.encode(["a photo of a <my-cat>"]).states
+        noise = torch.randn(1, 4, 12, 16, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(ours, changed(noise, torch.tensor([300]), states).sample, atol=1e-4, rtol=1e-3)
+        assert not torch.equal(states, model.encode(["a photo of a cat"]).states)
+
+
+def test_a_half_precision_variant_is_read_as_fp32(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    bias = torch.arange(4).half()
+    save_file({"conv_in.bias": bias}, tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    assert formats.detect(tmp_path) == "attndreambooth"
+    (values,) = formats.read(tmp_path)["tensors"].values()
+    assert values.dtype == torch.float32 and torch.equal(values, bias.float())
 
 
 def test_a_unet_alone_is_a_dreambooth_and_a_pipeline_is_none(tmp_path: Path) -> None:

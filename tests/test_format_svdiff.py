@@ -70,6 +70,11 @@ def test_names_and_counts_are_the_published_ones(
         assert all(values.dtype == torch.float32 and values.ndim == 1 for values in content.values())
     weights = [module.weight.ndim for module in chosen(model, svdiff.Params(train_text_encoder=False)).values()]
     assert tuple(weights.count(n) for n in (4, 2, 1)) == dimensions
+    found = form.read(tmp_path)
+    assert len(found["tensors"]) == unet[0] + text[0]
+    with svdiff.attach(model, svdiff.Params(**found["params"]), [CAT]) as adapter:
+        assert found["tensors"].keys() == adapter.shifts().keys()
+        adapter.load(found["tensors"])  # every shape fits
     shifts, words = load_file(files[0]), load_file(files[1])
     if kind == "sd1":
         block = "down_blocks.0.attentions.0"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pipelines.attention.guidance import LayoutGuidance, drawn_weights, on_grid, sigma_ramp
-from pipelines.attention.probe import Site, Step, probe_attention
+from pipelines.attention.probe import Site, Step, find_sites, probe_attention
 from pipelines.attention.store import AttentionStore
 from pipelines.events import Note, Snapshot
 from pipelines.generate import denoise, generate, sized
@@ -142,6 +142,29 @@ def test_words_look_into_their_regions_only(kind: str) -> None:
     assert not np.array_equal(guided[0], plain[0])
     for off in (replace(BOTH, strength=0.0), replace(BOTH, steps=0)):
         assert np.array_equal(pictures(model, replace(request, layout=off))[0], plain[0])
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1.0), (torch.float16, 1.0), (torch.float16, 300.0)])
+def test_words_look_nowhere_else_in_half_precision(dtype: torch.dtype, size: float) -> None:
+    """Neither the weight outside, -1e8, nor scores beyond fp16's 65,504 (as in SD 2) make anything infinite."""
+    model = tiny_model()
+    with torch.no_grad():
+        for site, attn in find_sites(model.unet):
+            for layer in (attn.to_q, attn.to_k) if site.kind == "cross" else ():
+                layer.weight.mul_(size)
+    for part in (model.unet, *model.text_encoders):
+        part.to(dtype)
+    seen: list[torch.Tensor] = []
+    model.unet.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    words = model.tokenize(REQUEST.prompt).words
+    store = AttentionStore({word: [words.index(word)] for word in ("cat", "dog")})
+    pictures(model, replace(REQUEST, layout=BOTH, steps=2, width=96, height=64), probes=(store,))
+    assert BOTH.negative == -1e8 and len(seen) >= 2
+    assert all(one.dtype == dtype and one.isfinite().all() for one in seen)
+    cat, dog = store.maps("cat")[0], store.maps("dog")[0]
+    assert np.isfinite(cat).all() and np.isfinite(dog).all() and cat.any() and dog.any()
+    assert not cat[:, 13:].any() and not dog[:, :11].any()
+    assert size > 1 or (cat[:, :11].all() and dog[:, 13:].all())
 
 
 def test_guidance_ends_with_its_last_step_and_comes_with_a_word_about_doubles() -> None:

@@ -130,7 +130,9 @@ def test_a_blank_picture_gives_masks_and_no_error(model: Model) -> None:
         blank = np.full((64, 64, 3), value, np.uint8)
         mask = noun_masks(model, blank, ["cat"], params=QUICK)["cat"]
         assert np.isfinite(mask.shares).all()
-        assert all(thing.mask.any() and np.isfinite(thing.map).all() for thing in discover(model, blank))
+        things = discover(model, blank)  # random weights see something in everything
+        assert things and all(thing.mask.any() and np.isfinite(thing.map).all() for thing in things)
+        assert sum(thing.mask.astype(int) for thing in things).max() == 1
 
 
 def test_a_panorama_costs_no_more_than_a_square(model: Model) -> None:
@@ -344,6 +346,22 @@ def test_things_without_a_word_are_toybox_s_toys() -> None:
                 max([(mask & true).sum() / (mask | true).sum() for mask in seen], default=0.0) for true in one.masks
             ]
     assert np.mean(found[True]) > 0.4 and np.mean(found[True]) > np.mean(found[False]) + 0.2
+
+
+def test_a_blank_photo_gets_a_mask_of_every_thing_that_is_found(model: Model, tmp_path: Path) -> None:
+    for value in (0, 128, 255):
+        blank = np.full((64, 64, 3), value, np.uint8)
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        Image.fromarray(blank).save(folder / "a.png")
+        *events, end = discovered_masks(model, Wish(folder, discover=True))
+        assert isinstance(end, Finished) and not any(isinstance(event, Note) for event in events)
+        masks = [thing.picture((64, 64)) for thing in discover(model, blank)]
+        assert [Path(file).name for file in end.value["written"]] == [
+            f"a-masklabel-thing{count}.png" for count in range(1, len(masks) + 1)
+        ]
+        for count, mask in enumerate(masks, start=1):
+            assert np.array_equal(np.asarray(Image.open(folder / f"a-masklabel-thing{count}.png").convert("L")), mask)
 
 
 def test_nothing_that_stands_out_is_said(model: Model, tmp_path: Path) -> None:

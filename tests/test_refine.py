@@ -124,6 +124,18 @@ def test_gradients_match_finite_differences_and_depend_on_the_mask(distance: Cal
     assert (found[0] - found[1]).abs().max() > 0.1 * found[0].abs().max()
 
 
+def test_the_shipped_rounds_suffice_for_the_gradient_on_the_grid_of_training() -> None:
+    """16 x 16 cells, along two dozen directions: within 4 % of finite differences; 20 rounds are farther off."""
+    attention, mask = random(1, 16, 16) ** 4, torch.zeros(1, 16, 16, dtype=torch.float64)
+    mask[0, 2:8, 3:9] = 1
+    variable = attention.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(emd(variable, mask).sum(), variable)
+    steps = attention * torch.randn(24, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    many, size = mask.expand(24, 16, 16), 1e-4
+    slopes = (emd(attention + size * steps, many) - emd(attention - size * steps, many)) / (2 * size)
+    assert (gradient * steps).sum((1, 2)).sub(slopes).norm() < 0.04 * slopes.norm()
+
+
 def test_emd_is_the_distance_moved_and_zero_at_equality() -> None:
     _, left, _ = maps()
     equal = left.clone().requires_grad_()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
 
 from pipelines.attention.probe import Step, find_sites, probe_attention
-from pipelines.attention.regularizer import Moments, TokenMoments, map_loss, moments, pooled, token_positions
+from pipelines.attention.regularizer import Form, Moments, TokenMoments, map_loss, moments, pooled, token_positions
 from pipelines.concept import Subject
 from pipelines.errors import StudioError
 from pipelines.learned_tokens import learned_tokens
@@ -75,13 +78,16 @@ def test_half_precision_maps_are_measured_in_fp32() -> None:
     assert seen.variance.dtype == torch.float32 and seen.variance[0, 0] > 0
 
 
-def forward(model: Model, probe: TokenMoments, rows: int = 2) -> None:
+@contextmanager
+def forward(model: Model, probe: TokenMoments, rows: int = 2) -> Iterator[None]:
+    """The UNet has run; the backward pass belongs inside."""
     text = model.encode(["a photo of a <my-cat>"] * rows)
     sizes = model.conditioning(text, [(32, 32)], [(0, 0)], [(32, 32)])
     noise = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with probe_attention(model.unet, probe) as tap:
         tap.at(Step(cond=slice(0, 2)))
         model.unet(noise, torch.tensor([300] * rows), text.states, **sizes)
+        yield
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
@@ -91,26 +97,62 @@ def test_every_cross_layer_is_seen_once_and_only_two_numbers_a_token_are_kept(ki
         positions = token_positions(model.tokenize("a photo of a <my-cat>"), CAT.token)
         assert positions == [5, 6, 7]
         probe = TokenMoments([positions, positions])
-        forward(model, probe, rows=3)  # a third row, a class picture, isn't looked at
+        with forward(model, probe, rows=3):  # a third row, a class picture, isn't looked at
+            pass
     layers = [name for name in dict(model.unet.named_modules()) if name.endswith("attn2")]
     assert set(probe.seen) == set(layers)
     assert all(one.mean.shape == one.variance.shape == (2, 3) for one in probe.seen.values())
 
 
-def test_gradient_checkpointing_counts_no_layer_twice() -> None:
+@pytest.mark.parametrize(("form", "weights"), [("released", (2, 5)), ("released", (0, 5)), ("printed", (2, 5))])
+def test_the_gradient_reaches_the_new_tokens_map_and_the_categorys(form: Form, weights: tuple[float, float]) -> None:
+    """As finite differences say it: neither of the two is cut from the graph."""
+    draw = torch.Generator().manual_seed(0)
+    maps = [torch.rand(2, 2, size, 2, generator=draw, dtype=torch.float64, requires_grad=True) for size in (6, 3)]
+
+    def regulariser(*columns: Tensor) -> Tensor:
+        return map_loss([moments(one) for one in columns], *weights, form=form)
+
+    assert torch.autograd.gradcheck(regulariser, maps)
+    regulariser(*maps).backward()
+    assert all(one.grad is not None and one.grad.all() for one in maps)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    plain, again = gradients(checkpointing=False), gradients(checkpointing=True)
+    assert len(plain) == 4 * 3 + 1 and plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        assert gradient.any(), name
+        torch.testing.assert_close(again[name], gradient)
+
+
+def gradients(checkpointing: bool) -> dict[str, Tensor]:
+    """Of each layer's own part of R by its queries' and keys' weights and by the new row; of the whole, by the row."""
     model = tiny_model("sd1")
-    model.unet.train().enable_gradient_checkpointing()
+    if checkpointing:
+        model.unet.train().enable_gradient_checkpointing()
+    layers = {site.name: attn for site, attn in find_sites(model.unet) if site.kind == "cross"}
+    found: dict[str, Tensor] = {}
     with learned_tokens(model, [CAT]) as learned:
+        (row,) = learned.parameters()
+        with torch.no_grad():
+            row.add_(torch.linspace(-1, 1, row.shape[1]))
         positions = token_positions(model.tokenize("a photo of a <my-cat>"), CAT.token)
         probe = TokenMoments([positions, positions])
-        text = model.encode(["a photo of a <my-cat>"] * 2)
-        with probe_attention(model.unet, probe) as tap:
-            tap.at(Step())
-            model.unet(torch.randn(2, 4, 8, 8), torch.tensor([3, 4]), text.states)
-            count = len(probe.seen)
+        for attn in layers.values():
+            attn.to_q.weight.requires_grad_(True)
+            attn.to_k.weight.requires_grad_(True)
+        with forward(model, probe):
+            first = dict(probe.seen)
+            for name, attn in layers.items():
+                own = map_loss([probe.seen[name]], 2, 5)
+                parts = torch.autograd.grad(own, [attn.to_q.weight, attn.to_k.weight, row], retain_graph=True)
+                found |= {f"{name} {what}": part for what, part in zip(("to_q", "to_k", "row"), parts, strict=True)}
             map_loss(list(probe.seen.values()), 2, 5).backward()
-        assert len(probe.seen) == count == 4
-        assert learned.parameters()[0].grad is not None
+        assert all(probe.seen[name] is one for name, one in first.items())  # and none of a layer that ran again
+        assert row.grad is not None
+        torch.testing.assert_close(row.grad, sum(found[f"{name} row"] for name in layers) / len(layers))
+        return found | {"row": row.grad}
 
 
 def test_where_the_gradient_goes() -> None:
@@ -124,8 +166,8 @@ def test_where_the_gradient_goes() -> None:
         last = [module for site, module in find_sites(model.unet) if site.kind == "cross"][-1]
         for module in (last.to_q, last.to_k, last.to_v, last.to_out[0]):
             module.weight.requires_grad_(True)
-        forward(model, probe)
-        map_loss(list(probe.seen.values()), 2, 5).backward()
+        with forward(model, probe):
+            map_loss(list(probe.seen.values()), 2, 5).backward()
         assert learned.parameters()[0].grad is not None and learned.parameters()[0].grad.any()
         assert last.to_q.weight.grad.any() and last.to_k.weight.grad.any()
         assert last.to_v.weight.grad is None and last.to_out[0].weight.grad is None

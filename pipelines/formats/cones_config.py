@@ -84,7 +84,10 @@ class Config:
 
     @property
     def folder(self) -> str:
-        """Where the original puts its pictures: "<names>/<prompt>", with the characters no file system minds."""
+        """Where the original puts its pictures: "<names>/<prompt>", with the characters no file system minds.
+
+        So "A cat." is A_cat here (there, A_cat.), and <cat2> is cat2.
+        """
         names = "_".join(sorted(subject.name for subject in self.subjects))
         return f"{plain_name(names)}/{plain_name('_'.join(self.prompt.split()))}"
 

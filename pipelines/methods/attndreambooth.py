@@ -73,7 +73,9 @@ class Params(TrainParams):
     embedding_variance: float = Field(0.0, ge=0, le=1e4, description="Weight of the maps' variances in stage 1")
     map_mean: float = Field(2.0, ge=0, le=1e4, description="Weight of the maps' means in stages 2 and 3")
     map_variance: float = Field(5.0, ge=0, le=1e4, description="Weight of the maps' variances in stages 2 and 3")
-    identity_maps: float = Field(1.0, ge=0, le=100, description="Factor on the maps' weights in stage 3")
+    identity_maps: float = Field(
+        1.0, ge=0, le=100, description="Factor on the maps' weights in stage 3; with a mean alone, as sums carry theirs"
+    )
     map_form: Literal["released", "printed"] = Field(
         "released", description="Statistics of each layer (released code) or of all layers together (paper)"
     )
@@ -230,11 +232,14 @@ class Staged:
             part.bake()
 
     def map_weights(self, stage: Stage) -> tuple[float, float]:
-        """Of means and variances in this stage."""
+        """Of means and variances in this stage.
+
+        `identity_maps` gives a mean the weight that the released sum has over stage 3's batch. A sum has it by itself.
+        """
         params = self.params
         if stage.name == EMBEDDING:
             return params.embedding_mean, params.embedding_variance
-        factor = params.identity_maps if stage.name == IDENTITY else 1.0
+        factor = params.identity_maps if stage.name == IDENTITY and params.map_reduction == "mean" else 1.0
         return factor * params.map_mean, factor * params.map_variance
 
     def prompts(self, batch: Batch) -> list[str]:

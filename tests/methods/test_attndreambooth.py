@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.attention.probe import Step, probe_attention
+from pipelines.attention.regularizer import Moments, TokenMoments, map_loss
 from pipelines.augment import Augment
 from pipelines.concept import Subject
 from pipelines.data import prepare
@@ -101,9 +104,10 @@ def test_each_stage_trains_its_own(identity: Any) -> None:
 def test_the_first_stage_changes_nothing_but_the_new_row() -> None:
     model = tiny_model("sd1")
     params = FAST.model_copy(update={"steps": 0, "attention_steps": 0})
+    plain = output(model, "a photo of a cat")
     (*_, last) = events(model, params)
     assert isinstance(last, Finished) and set(last.value.tensors) == {"tokens.text_encoder"}
-    plain = output(model, "a photo of a cat")
+    assert torch.equal(plain, output(model, "a photo of a cat"))
     with method.attach(model, params, [CAT]) as adapter:
         adapter.load(last.value.tensors)
         adapter.bake()
@@ -168,6 +172,55 @@ def test_the_loss_is_what_the_regulariser_says() -> None:
         assert set(found) == {"denoising", "prior", "maps"}
         adapter.params = params.model_copy(update={"map_mean": 0.0, "map_variance": 0.0})
         assert set(method.loss(model, adapter, batch, IDENTITY)) == {"denoising", "prior"}
+
+
+@pytest.mark.parametrize("off", [None, "mean", "variance"])
+def test_each_stage_holds_the_maps_by_its_own_weights(off: str | None) -> None:
+    """R is linear in its two weights, so what the maps alone give says which weights a stage took."""
+    weights = {"embedding_mean": 0.1, "embedding_variance": 30.0, "map_mean": 2.0, "map_variance": 5.0}
+    weights |= {name: 0.0 for name in weights if off and name.endswith(off)}
+    params = FAST.model_copy(update=weights | {"identity_maps": 0.25})
+    model = tiny_model("sd1")
+    batch = batch_of(model, params)
+    with moved(model, params) as adapter:
+        for stage, names, factor in ((EMBEDDING, "embedding", 1), (ATTENTION, "map", 1), (IDENTITY, "map", 0.25)):
+            found, layers = maps(model, adapter, batch, stage)
+            mean, variance = (map_loss(layers, *one).item() for one in ((1, 0), (0, 1)))
+            assert mean > 0 and variance > 0
+            expected = factor * (weights[f"{names}_mean"] * mean + weights[f"{names}_variance"] * variance)
+            assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_fast_preset_holds_the_maps_as_the_released_sum_over_four(reduction: Any) -> None:
+    params = load_preset("attndreambooth", "fast").model_copy(update={"map_reduction": reduction})
+    assert isinstance(params, method.Params)
+    stage, model = method.stages(params)[-1], tiny_model("sd1")
+    batch = prepare(model, photos(4), params, [CAT], seed=0).batch(stage, 1)
+    with moved(model, params) as adapter:
+        found, layers = maps(model, adapter, batch, stage)
+    means, variances = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("mean", "variance"))
+    assert means.shape[1:] == variances.shape[1:] == (4, 2)  # layers, photos, tokens
+    squares = 2 * means.diff(dim=2) ** 2 + 5 * variances.diff(dim=2) ** 2
+    assert found == pytest.approx(squares.mean(0).sum().item(), rel=1e-5)
+
+
+@contextmanager
+def moved(model: Model, params: method.Params) -> Iterator[Any]:
+    """Attached, with a new word that looks elsewhere than its noun."""
+    with method.attach(model, params, [CAT]) as adapter:
+        with torch.no_grad():
+            adapter._tokens.parameters()[0].add_(torch.linspace(-1, 1, 32))
+        yield adapter
+
+
+def maps(model: Model, adapter: Any, batch: Any, stage: Any) -> tuple[float, list[Moments]]:
+    """The stage's "maps", and the moments of the new word and its noun in every layer, seen beside it."""
+    probe = TokenMoments([[5, 6]] * len(batch.captions))
+    with probe_attention(model.unet, probe) as tap:
+        tap.at(Step())
+        found = method.loss(model, adapter, batch, stage)["maps"].item()
+    return found, list(probe.seen.values())
 
 
 def _with(adapter: Any, form: str, reduction: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipelines.methods import segmix
 from pipelines.mixers import CutMixer, SegMixer
 from pipelines.model import Model
 from pipelines.photos import Photo
-from pipelines.preset import load_preset
+from pipelines.preset import BUILT_IN, load_preset
 from pipelines.tokens import find_word
 from pipelines.train import train
 from tests.tiny import tiny_model
@@ -61,7 +62,8 @@ def test_the_published_settings() -> None:
     assert isinstance(params, segmix.Params) and params == segmix.Params(
         micro_batch=1, sample_every=200, checkpoint_every=200
     )
-    assert (params.mix_chance, params.rank, params.lr) == (0.3, 32, 1e-4)
+    assert (params.mix_chance, params.rank, params.targets, params.lr) == (0.3, 32, "attention", 1e-4)
+    assert tomllib.loads((BUILT_IN / "segmix" / "default.toml").read_text())["params"]["targets"] == "attention"
     assert (params.batch_size, params.micro_batch) == (2, 1)  # one photo, two accumulated gradients
     assert (params.soft_alpha, params.loss, params.dco_beta, params.prior_weight) == (1.0, "mse", 1000.0, 1.0)
     assert segmix.mixer(params, (CAT, DOG)) == SegMixer(("<my-cat>", "<my-dog>"), 0.3, Recipe(0.75, 1.0, 0.5), 2)
