@@ -266,6 +266,12 @@ def test_class_pictures_can_be_chosen(site: Site, browser: Browser, tmp_path: Pa
     page.click("#train-classes input")
     page.get_by_role("option", name="1 of cat").click()
     expect(page.locator("#train-classes input")).to_have_value("1 of cat")
+    for field in ("noun", "name"):
+        page.fill(f"#train-{field} input, #train-{field} textarea", "cat")
+    page.click("#train-advanced button >> nth=0")
+    page.fill("#param-prior_weight input", "0")
+    page.click("#train-button")
+    expect(page.locator("#train-message .problem")).to_contain_text("count only where prior_weight is above 0")
     page.context.close()
 
 
