@@ -45,6 +45,7 @@ _WHERE = {
     "Photo": "photos",
     "load_photos": "photos",
     "MASK_MARK": "photos",
+    "MAX_CAPTION": "photos",
     "named_tokens": "tokens",
     "tokenize": "text",
     "validated": "settings",

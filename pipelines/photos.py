@@ -224,7 +224,7 @@ def _caption(photo: Path) -> str | None:
     if not path.is_file():
         return None
     if path.stat().st_size > MAX_CAPTION:
-        raise StudioError(f"{path.name} is longer than any caption. Write one sentence, or delete it.")
+        raise StudioError(f"{path.name} is longer than {MAX_CAPTION:,} bytes. Shorten its captions, or delete it.")
     try:
         text = captions_in(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipelines import (
     MASK_MARK,
+    MAX_CAPTION,
     Photo,
     StudioError,
     Workspace,
@@ -185,10 +186,19 @@ class Datasets:
         return folder
 
     def caption(self, dataset: str, photo: str, text: str) -> None:
-        """Write a photo's caption, or several with an empty line between; an empty one is removed."""
+        """Write a photo's caption, or several with an empty line between; an empty one is removed.
+
+        StudioError for more than a reader takes; nothing is written then.
+        """
         path = self._photo(dataset, photo).with_suffix(".txt")
+        content = caption_file(captions_in(text)).encode()
+        if len(content) > MAX_CAPTION:
+            raise StudioError(
+                f"The captions of {photo} are {len(content):,} bytes long, and {MAX_CAPTION:,} are read at most. "
+                "Shorten them, then save again."
+            )
         if text.strip():
-            write_atomic(path, caption_file(captions_in(text[:2000])).encode())
+            write_atomic(path, content)
         else:
             path.unlink(missing_ok=True)
 

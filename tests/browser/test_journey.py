@@ -208,9 +208,14 @@ def test_what_cannot_be_is_told_in_place(site: Site, browser: Browser, tmp_path:
     page.set_input_files(UPLOAD, files)
     expect(page.locator("#train-gallery .card")).to_have_count(3)
     page.click("#train-gallery .card >> nth=1")
-    page.fill("#photo-caption textarea, #photo-caption input", "a photo of <thing>")
+    page.fill("#photo-caption textarea", "a photo of <thing>")
+    for key in ("Enter", "Enter"):  # an empty line stands between two captions
+        page.press("#photo-caption textarea", key)
+    page.type("#photo-caption textarea", "<thing> again")
     page.click("#photo-save")
     expect(page.locator("#train-gallery")).to_contain_text("a photo of <thing>")
+    page.click("#train-gallery .card >> nth=1")
+    expect(page.locator("#photo-caption textarea")).to_have_value("a photo of <thing>\n\n<thing> again")
 
     page.click("#train-button")
     expect(page.locator("#train-message")).to_contain_text("What is it?")
