@@ -17,11 +17,10 @@ from PIL import Image
 
 from pipelines import (
     MASK_MARK,
-    MAX_CAPTION,
     Photo,
     StudioError,
     Workspace,
-    caption_file,
+    caption_bytes,
     captions_in,
     check_id,
     clean_name,
@@ -191,14 +190,8 @@ class Datasets:
         StudioError for more than a reader takes; nothing is written then.
         """
         path = self._photo(dataset, photo).with_suffix(".txt")
-        content = caption_file(captions_in(text)).encode()
-        if len(content) > MAX_CAPTION:
-            raise StudioError(
-                f"The captions of {photo} are {len(content):,} bytes long, and {MAX_CAPTION:,} are read at most. "
-                "Shorten them, then save again."
-            )
         if text.strip():
-            write_atomic(path, content)
+            write_atomic(path, caption_bytes(captions_in(text), photo))
         else:
             path.unlink(missing_ok=True)
 

@@ -269,7 +269,7 @@ def test_captions_are_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     sets.caption(dataset, "a.png", "\n\n".join(long))
     assert (sets.photos(dataset)[0].caption or "").splitlines() == long
     for text in ("\n\n".join(long * 2), "é" * 5001):  # bytes count, as where they are read
-        with pytest.raises(StudioError, match="captions of a.png are 1.* bytes long, and 10,000 are read at most"):
+        with pytest.raises(StudioError, match="a.png: the captions are 1.* bytes long, and 10,000 are read at most"):
             sets.caption(dataset, "a.png", text)
     assert (sets.photos(dataset)[0].caption or "").splitlines() == long
 

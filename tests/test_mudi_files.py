@@ -244,7 +244,7 @@ def test_captions_that_could_not_be_read_again_are_told_with_their_line(tmp_path
     """Before anything is written: the folder used to be one that no training could read."""
     texts = [f"A photo of hta red monster plush, number {number}, in the garden" for number in range(300)]
     found = mudi.read_dataset(folder(tmp_path / "x", [FIRST, *ROWS[:2], ROWS[2] | {"text": texts}]))
-    with pytest.raises(StudioError, match=r"metadata.jsonl, line 4: its captions are 1.* bytes long.*Take some out"):
+    with pytest.raises(StudioError, match=r"metadata.jsonl, line 4: the captions are 1.* bytes long.*take some out"):
         mudi_folders.unpack(found, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(StudioError, match="line 4"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.captions import caption_file
+from pipelines.captions import caption_bytes
 from pipelines.errors import StudioError
 from pipelines.files import write_atomic
 from pipelines.formats.mudi import CLASS_FILE, FILE, Dataset, class_pictures_of, photos_of, png, write_dataset
-from pipelines.photos import MAX_CAPTION, Photo
+from pipelines.photos import Photo
 
 
 def unpack(dataset: Dataset, target: Path, *, names: Mapping[str, str] | None = None) -> dict[str, Path]:
@@ -20,13 +20,10 @@ def unpack(dataset: Dataset, target: Path, *, names: Mapping[str, str] | None = 
     """
     folders: dict[str, Path] = {}
     photos = photos_of(dataset, names=names)
-    captions = [caption_file(photo.caption or "").encode() for photo in photos]
-    for row, content in zip(dataset.rows, captions, strict=True):
-        if len(content) > MAX_CAPTION:
-            raise StudioError(
-                f"{dataset.where(row.line)}: its captions are {len(content):,} bytes long, and {MAX_CAPTION:,} are "
-                "read at most. Take some out."
-            )
+    captions = [
+        caption_bytes(photo.caption or "", dataset.where(row.line))
+        for row, photo in zip(dataset.rows, photos, strict=True)
+    ]
     for number, (photo, content) in enumerate(zip(photos, captions, strict=True)):
         (name,) = photo.shows
         if name not in folders:
