@@ -28,12 +28,15 @@ from pipelines import (
     Workspace,
     get_method,
 )
+from pipelines.__main__ import main
+from pipelines.evaluate.claims.decoupling import NEGATIVE
 from studio.asked import MOST_CONCEPTS, asked, filled
 from studio.kept import Kept
 from studio.layouts import found_layout, layout_of, layout_values, shape
 from studio.parts.painter import Drawn, drawing, regions
 from studio.render import View, fold
 from studio.session import Studio
+from studio.tabs.layout import COLLAGE
 
 PROMPT = "a photo of a cat and a dog and another dog"
 
@@ -179,6 +182,12 @@ def test_pictures_begin_as_a_collage_of_a_photo_set(studio: Studio, tmp_path: Pa
     ):
         with pytest.raises(StudioError, match=words):
             asked(studio, values | change)
+
+
+def test_the_papers_negative_prompt_is_said_with_start_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert f'--negative "{NEGATIVE}"' in " ".join(capsys.readouterr().out.split()) and NEGATIVE in COLLAGE
 
 
 def test_three_concepts_are_counted_where_wished(studio: Studio) -> None:

@@ -20,6 +20,7 @@ from studio.session import Studio
 from studio.work import waiting
 
 PATIENCE = 1800  # seconds that a page waits for a configuration: its base may have to be downloaded first
+COLLAGE = "Photo sets with masks: keeps alike subjects apart. MuDI does so with the negative prompt “sticker, collage”"
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 Controls = dict[str, Any]
 _TELL_PROMPT = """(prompt) => {
@@ -83,7 +84,7 @@ def advanced_controls() -> Controls:
         with gr.Row(elem_classes="fields"):
             begin = gr.Dropdown(
                 [], value=[], multiselect=True, label="Begin as a faint collage of",
-                info="Photo sets with masks: keeps alike subjects apart (MuDI)", elem_id="start-photos",
+                info=COLLAGE, elem_id="start-photos",
             )  # fmt: skip
             strength = gr.Textbox(
                 label="How strongly", info="0 to 4; empty: 2, from four subjects on 3", placeholder="usual",
