@@ -184,7 +184,10 @@ def test_pictures_begin_as_a_collage_of_a_photo_set(studio: Studio, tmp_path: Pa
             asked(studio, values | change)
 
 
-def test_the_papers_negative_prompt_is_said_with_start_noise(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_negative_prompt_is_said_with_start_noise(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
     assert f'--negative "{NEGATIVE}"' in " ".join(capsys.readouterr().out.split()) and NEGATIVE in COLLAGE

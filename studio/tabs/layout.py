@@ -147,8 +147,8 @@ def _wire_files(studio: Studio, controls: Controls, aside: Controls) -> None:
         elements = result["requests"]
         several = len(elements) > 1
         which = f"The first of the {len(elements)} pictures in " if several else ""
-        said = f"{which}{result['name']} is filled in.{' What you set from now on counts for all.' * several}"
-        said = " ".join([said, *result["notes"]])
+        counts = ["Settings that you change from now on count for all."] * several
+        said = " ".join([f"{which}{result['name']} is filled in.", *counts, *result["notes"]])
         button = gr.update(visible=several, value=f"Paint all {len(elements)} pictures of it")
         first = filled(studio, {"request": elements[0]})
         opened = result | {"shown": dict(zip(controls, given, strict=True)) | first}
