@@ -107,6 +107,7 @@ _WHERE = {
     "ClassWish": "class_masks",
     "class_finder": "class_masks",
     "masked_class_pictures": "class_masks",
+    "caption_bytes": "captions",
     "caption_file": "captions",
     "captions_in": "captions",
     "class_pictures_of": "formats.mudi",

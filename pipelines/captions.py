@@ -9,6 +9,7 @@ from pipelines.concept import Subject
 from pipelines.errors import StudioError
 
 _NAME = re.compile(r"<[^<>\s]+>")
+MAX_CAPTION = 10_000  # bytes of a file
 
 
 def caption(text: str | None, subjects: Sequence[Subject], file: str = "photo") -> str:
@@ -50,6 +51,17 @@ def captions_in(text: str) -> str:
 def caption_file(captions: str) -> str:
     """The inverse of `captions_in`."""
     return "\n\n".join(captions.splitlines()) + "\n"
+
+
+def caption_bytes(captions: str, where: str) -> bytes:
+    """The content of a caption file; StudioError, beginning with `where`, for more than would be read again."""
+    content = caption_file(captions).encode()
+    if len(content) > MAX_CAPTION:
+        raise StudioError(
+            f"{where}: the captions are {len(content):,} bytes long, and {MAX_CAPTION:,} are read at most. Shorten "
+            "them, or take some out."
+        )
+    return content
 
 
 def class_prompt(subject: Subject) -> str:

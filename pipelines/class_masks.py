@@ -132,7 +132,10 @@ def _painted(
     for number in range(wish.each):
         for position, (name, noun) in enumerate(classes.items()):
             first = wish.seed + (position * wish.each + number) * wish.tries
-            photo = _one(model, name, noun, find, wish, first)
+            photo = None
+            for photo in _tries(model, name, noun, find, wish, first):
+                if photo is None:
+                    yield Progress(STAGE, step, total)  # where a stop may come in: a try is a whole picture
             if photo is not None:
                 kept[name].append(photo)
             elif not kept[name]:  # the next ones would not do better
@@ -146,8 +149,8 @@ def _painted(
             yield Progress(STAGE, step, total)
 
 
-def _one(model: Model, name: str, noun: str, find: Find, wish: ClassWish, first: int) -> Photo | None:
-    """The first of `tries` pictures on which the class is found exactly once."""
+def _tries(model: Model, name: str, noun: str, find: Find, wish: ClassWish, first: int) -> Iterator[Photo | None]:
+    """A picture for each try: None while the class is not found exactly once on it, at most `tries` times."""
     for seed in range(first, first + wish.tries):
         request = Request(
             wish.words(noun),
@@ -163,5 +166,6 @@ def _one(model: Model, name: str, noun: str, find: Find, wish: ClassWish, first:
         mask = None if image is None else find(image, noun)
         if image is not None and mask is not None and (mask > 128).any():
             text = f"A photo of {article(noun)} {noun}"
-            return Photo(Path(f"{name}-{seed}.png"), image, {name: mask}, text, image.shape[1::-1], (name,))
-    return None
+            yield Photo(Path(f"{name}-{seed}.png"), image, {name: mask}, text, image.shape[1::-1], (name,))
+            return
+        yield None

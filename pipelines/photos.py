@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.captions import captions_in
+from pipelines.captions import MAX_CAPTION, captions_in
 from pipelines.errors import StudioError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 12_000
-MAX_CAPTION = 10_000  # bytes
 MASK_MARK = "-masklabel"
 _ORIENTATION = 0x0112  # EXIF tag
 _DECODING = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error, MemoryError)
@@ -224,7 +223,7 @@ def _caption(photo: Path) -> str | None:
     if not path.is_file():
         return None
     if path.stat().st_size > MAX_CAPTION:
-        raise StudioError(f"{path.name} is longer than any caption. Write one sentence, or delete it.")
+        raise StudioError(f"{path.name} is longer than {MAX_CAPTION:,} bytes. Shorten its captions, or delete it.")
     try:
         text = captions_in(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:

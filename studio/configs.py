@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,31 +20,49 @@ from studio.session import Studio
 
 ENDINGS = (".json", ".png", ".jpg", ".jpeg", ".webp", ".pt", ".bin", ".safetensors")
 PUBLISHED = {"steps": 50, "guidance": 7.5, "scheduler": "euler", "recur": 1}  # what the original paints with
-SHARED = ("steps", "guidance", "scheduler", "negative", "words", "seed", "count")  # of all its pictures: the controls'
+OWN = ("prompt", "layout", "start")  # what a picture is of: each element's own, whatever the page shows by now
 
 
 def start_opening(studio: Studio, files: Sequence[Path]) -> Job:
-    """Queue the reading of a configuration; it ends with {"name", "requests": each element's as JSON, "notes"}.
+    """Queue the reading of a configuration; it ends with {"name", "requests": the elements' as JSON, "numbers": which
+    elements they are, from 1, "notes"}.
 
-    StudioError at once when the upload isn't complete. An element after the first whose files were not chosen is left
-    out, and told.
+    StudioError at once when the first element's files aren't complete. A later one that can't be painted is left out,
+    and told.
     """
     configs, left_out = _gathered(studio, files)
+    name = configs[1].file.name
 
     def work() -> Iterator[Event]:
-        from pipelines import attached, config_request
-
         model = yield from studio.base.ready()
-        notes, found = list(left_out), []
-        for config in configs:
-            with attached(model, _cast(studio, config)):
-                request, said = config_request(model, config, Request(config.prompt, **PUBLISHED))
-            data = request.to_json()
-            found.append({name: data[name] for name in data if name not in ("seeds", "width", "height")})
+        notes, found = list(left_out), {}
+        for number, config in configs.items():
+            try:
+                found[number], said = _request(studio, model, config)
+            except StudioError as error:
+                said = [_left_out(config, number, error)]
             notes += said
-        yield Finished({"name": configs[0].file.name, "requests": found, "notes": list(dict.fromkeys(notes))})
+        requests, numbers = list(found.values()), list(found)
+        yield Finished({"name": name, "requests": requests, "numbers": numbers, "notes": list(dict.fromkeys(notes))})
 
-    return studio.jobs.submit(f"Open {configs[0].file.name}"[:80], work, kind="open", record=False)
+    return studio.jobs.submit(f"Open {name}"[:80], work, kind="open", record=False)
+
+
+def _request(studio: Studio, model: Any, config: Config) -> tuple[dict[str, Any], list[str]]:
+    """An element's request as JSON, without what only the controls say, and notes about it."""
+    from pipelines import attached, config_request
+
+    with attached(model, _cast(studio, config)):
+        request, notes = config_request(model, config, Request(config.prompt, **PUBLISHED))
+    data = request.to_json()
+    return {name: data[name] for name in data if name not in ("seeds", "width", "height")}, notes
+
+
+def _left_out(config: Config, number: int, error: StudioError) -> str:
+    """A sentence about an element that can't be painted. The first one is what was asked for: its error is raised."""
+    if number == 1:
+        raise error
+    return f"Picture {number} of {config.file.name} is left out: {error}"
 
 
 def export(studio: Studio, picture: Path) -> Job:
@@ -77,20 +95,37 @@ def _cast(studio: Studio, config: Config) -> list[tuple[Trained, float]]:
     return [(studio.library.load(one.name), 1.0) for one in studio.library.named_in(config.prompt)]
 
 
-def asked_elements(studio: Studio, values: Values, name: str, elements: Sequence[dict[str, Any]]) -> list[Line]:
-    """What the elements of the opened configuration `name` ask for, with the controls' seeds and settings.
+def asked_elements(studio: Studio, values: Values, opened: Mapping[str, Any]) -> list[Line]:
+    """What the elements of an opened configuration ask for, with the controls' seeds.
 
-    StudioError, with its number, for one that can't be painted so.
+    `opened` is what `start_opening` ended with, and under "shown" the controls' values when it was filled in. A control
+    that was changed since counts for every picture, any other one as each element says. StudioError, with its number,
+    for one that can't be painted so.
     """
-    seeds = seeds_of(values["seed"], int(values["count"]))
-    same = {**values, "seed": str(seeds[0]), "counted": "", "start": None, "start_photos": []}
-    own = [filled(studio, {"request": element}) for element in elements]
-    kept = [{name: one[name] for name in one if name not in SHARED} for one in own]
-    return [line_of(studio, same | one, f"{name}, picture {number}") for number, one in enumerate(kept, start=1)]
+    seeds, changed = seeds_of(values["seed"], int(values["count"])), _changed(values, opened["shown"])
+    lines = []
+    for number, element in zip(opened["numbers"], opened["requests"], strict=True):
+        own = {"layout": ""} | filled(studio, {"request": element})
+        own = {name: value for name, value in own.items() if name not in changed}
+        lines.append(line_of(studio, {**values, **own, "seed": str(seeds[0])}, f"{opened['name']}, picture {number}"))
+    return lines
 
 
-def _gathered(studio: Studio, files: Sequence[Path]) -> tuple[list[Config], list[str]]:
-    """The uploaded files where the configuration says they are, in a folder of their own, and what is left out."""
+def set_aside(values: Values, opened: Mapping[str, Any]) -> str:
+    """A sentence when the page's prompt or drawing is another than the file's by now; "" where it isn't."""
+    if all((values[name] or "") == (opened["shown"][name] or "") for name in ("prompt", "layout")):
+        return ""
+    return " Prompts and layouts are the file's; what you changed of them here, Generate paints."
+
+
+def _changed(values: Values, shown: Values) -> set[str]:
+    """The controls that a person has changed. An empty field may hold None. Residuals can only be left out."""
+    names = {name for name, value in values.items() if (value or None) != (shown[name] or None)}
+    return names - {*OWN, *(["placed"] if values["placed"] else [])}
+
+
+def _gathered(studio: Studio, files: Sequence[Path]) -> tuple[dict[int, Config], list[str]]:
+    """The elements by number, with the uploaded files where they say they are, and what is left out."""
     named = [path for path in files if path.suffix.lower() == ".json"]
     if len(named) != 1:
         raise StudioError("Choose one guidance configuration (.json), together with the files it names.")
@@ -98,28 +133,36 @@ def _gathered(studio: Studio, files: Sequence[Path]) -> tuple[list[Config], list
     folder = root / "a" / "b"  # room for paths that begin with ..
     folder.mkdir(parents=True)
     config = Path(shutil.copyfile(named[0], folder / named[0].name))
-    elements: list[Config] = read_config(config)
-    there = {path.name for path in files}
-    lacking = [[name for name in _needed(one) if _last(name) not in there] for one in elements]
-    taken = [one for number, one in enumerate(elements) if not (number and lacking[number])]
-    left_out = [
-        f"Picture {number} of {config.name} is left out: it needs '{names[0][:80]}'. Choose that file too."
-        for number, names in enumerate(lacking, start=1)
-        if number > 1 and names
-    ]
-    needed = list(dict.fromkeys(name for one in taken for name in _needed(one)))
-    for name, source in zip(needed, _sources(config.name, needed, files), strict=True):
-        target = folder / name
+    taken: dict[int, Config] = {}
+    left_out: list[str] = []
+    laid: list[str] = []
+    for number, one in enumerate(read_config(config), start=1):
+        try:
+            laid = _laid(root, one, laid, files)
+            taken[number] = one
+        except StudioError as error:
+            left_out.append(_left_out(one, number, error))
+    return taken, left_out
+
+
+def _laid(root: Path, config: Config, before: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """Put the files that an element names where it says they are; their names, after those that lie there before."""
+    needed = list(dict.fromkeys((*before, *_needed(config))))
+    sources = _sources(config.file.name, needed, files)
+    for name, source in list(zip(needed, sources, strict=True))[len(before) :]:
+        target = config.file.parent / name
         try:
             if not target.resolve().is_relative_to(root.resolve()):
                 raise StudioError(
-                    f"{config.name} names '{name[:80]}', which is far away from it. Give a path beside it."
+                    f"{config.file.name} names '{name[:80]}', which is far away from it. Give a path beside it."
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         except (OSError, ValueError) as error:
-            raise StudioError(f"{config.name} names '{name[:80]}', which is no usable path. Shorten it.") from error
-    return taken, left_out
+            raise StudioError(
+                f"{config.file.name} names '{name[:80]}', which is no usable path. Shorten it."
+            ) from error
+    return needed
 
 
 def _last(name: str) -> str:
@@ -157,8 +200,10 @@ def _sources(config: str, needed: Sequence[str], files: Sequence[Path]) -> list[
 
 
 def _needed(config: Config) -> list[str]:
-    """The files that painting a configuration reads."""
+    """The files that painting a configuration reads. StudioError where it doesn't name one."""
     bound = any(colour.words.strip().startswith("<") for colour in config.colours)  # concepts keep to it, guided or not
     drawn = bound or (config.colours and config.guidance_steps and config.guidance_weight)
+    if drawn and not config.layout.strip():
+        raise config.wrong("layout", "it names no layout. Write the path of the picture there.")
     drawing = [config.layout] if drawn else []
     return [*drawing, *dict.fromkeys(config.residuals[subject.name] for subject in config.subjects)]

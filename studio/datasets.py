@@ -20,7 +20,7 @@ from pipelines import (
     Photo,
     StudioError,
     Workspace,
-    caption_file,
+    caption_bytes,
     captions_in,
     check_id,
     clean_name,
@@ -185,10 +185,13 @@ class Datasets:
         return folder
 
     def caption(self, dataset: str, photo: str, text: str) -> None:
-        """Write a photo's caption, or several with an empty line between; an empty one is removed."""
+        """Write a photo's caption, or several with an empty line between; an empty one is removed.
+
+        StudioError for more than a reader takes; nothing is written then.
+        """
         path = self._photo(dataset, photo).with_suffix(".txt")
         if text.strip():
-            write_atomic(path, caption_file(captions_in(text[:2000])).encode())
+            write_atomic(path, caption_bytes(captions_in(text), photo))
         else:
             path.unlink(missing_ok=True)
 

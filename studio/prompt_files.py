@@ -122,11 +122,16 @@ def _check(model: object, lines: Sequence[Line], loaded: dict[str, object]) -> N
 
 
 def _one_job(lines: Sequence[Line], paint: Callable[[Line], Iterator[Event]]) -> Iterator[Event]:
-    """The events of all prompts as those of one job: progress over all of them, every note once, one end."""
+    """The events of all prompts as those of one job: progress over all of them, every note once, one end.
+
+    A Snapshot("prompt") tells where another one begins.
+    """
     infos: list[object] = []
     said: set[str] = set()
     began = time.monotonic()
     for number, line in enumerate(lines):
+        if number:
+            yield Snapshot("prompt", info={"prompt": line.request.prompt})
         with _naming(line.where), closing(paint(line)) as events:  # type: ignore[type-var]
             for event in events:
                 if isinstance(event, Finished):

@@ -22,7 +22,8 @@ class View:
     stage: str = ""
     step: int = 0  # of `total`, in this stage
     total: int = 0
-    before: int = 0  # steps of the stages that are over
+    before: int = 0  # steps that were done and are not in `step`: those of other stages
+    left: dict[str, int] = field(default_factory=dict)  # the step at which a stage made way for another
     eta: float | None = None  # seconds
     curves: dict[str, Curve] = field(default_factory=dict)
     previews: dict[int, Preview] = field(default_factory=dict)  # by picture of the request
@@ -65,6 +66,8 @@ def _after(view: View, event: Event) -> View:
         case Snapshot(kind="sample"):
             first, last = view.samples[:1], view.samples[1:][-6:]
             return _measured(replace(view, samples=(*first, *last, event)), event)
+        case Snapshot(kind="prompt"):
+            return replace(view, regions={})
         case Snapshot():
             return replace(view, saved_at=event.info.get("step", view.before + view.step))
         case Note():
@@ -75,14 +78,24 @@ def _after(view: View, event: Event) -> View:
 
 
 def _progressed(view: View, event: Progress) -> View:
-    changed = bool(view.stage) and event.stage != view.stage
-    before = view.before + (view.total if changed else 0)
+    before, left = view.before, view.left
+    if view.stage and event.stage != view.stage:
+        left = left | {view.stage: view.step}
+        earlier = left.get(event.stage, 0)  # a stage goes on after another one: pictures, each with a first pass
+        before += view.step - (earlier if event.step > earlier else 0)
     x = before + event.step
     curves = dict(view.curves)
     for name, value in event.values.items():
         curves[name] = _with_point(curves.get(name, ()), x, value)
     return replace(
-        view, stage=event.stage, step=event.step, total=event.total, before=before, eta=event.eta, curves=curves
+        view,
+        stage=event.stage,
+        step=event.step,
+        total=event.total,
+        before=before,
+        left=left,
+        eta=event.eta,
+        curves=curves,
     )
 
 

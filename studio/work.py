@@ -85,6 +85,11 @@ def start_training(studio: Studio, wish: Training, run: str = "", resume: bool =
     classes = called_alike(studio, wish.classes, ids) if wish.classes else None
     title = " and ".join(one["name"] for one in things)
     params = get_method(wish.method).Params(**wish.params)
+    if wish.classes and not params.prior_weight:
+        raise StudioError(
+            "The chosen class pictures count only where prior_weight is above 0. Set it to 1 under Advanced, or choose "
+            "'Painted by the base' under Class pictures."
+        )
     run = run or new_id(wish.name)
 
     def work() -> Iterator[Event]:

@@ -261,6 +261,19 @@ def test_photos_are_captioned_and_removed_by_listing_only(tmp_path: Path) -> Non
     assert (tmp_path / "other.png").exists()
 
 
+def test_captions_are_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    """They used to be cut at 2000 characters."""
+    sets = Datasets(Workspace(tmp_path / "w"))
+    dataset, _ = sets.add([picture(tmp_path / "a.png")], "x")
+    long = [f"a photo of a cat, number {number}, on a table in the garden by the house" for number in range(100)]
+    sets.caption(dataset, "a.png", "\n\n".join(long))
+    assert (sets.photos(dataset)[0].caption or "").splitlines() == long
+    for text in ("\n\n".join(long * 2), "é" * 5001):  # bytes count, as where they are read
+        with pytest.raises(StudioError, match="a.png: the captions are 1.* bytes long, and 10,000 are read at most"):
+            sets.caption(dataset, "a.png", text)
+    assert (sets.photos(dataset)[0].caption or "").splitlines() == long
+
+
 @pytest.mark.parametrize("name", ["bad:name.png", "x.gif", "x.png.exe"])
 def test_odd_file_names_are_refused(tmp_path: Path, name: str) -> None:
     picture(tmp_path / "fine.png").rename(tmp_path / name)

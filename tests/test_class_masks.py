@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import build_parser
-from pipelines.class_masks import ClassWish, by_attention, class_finder, masked_class_pictures
+from pipelines.class_masks import STAGE, ClassWish, by_attention, class_finder, masked_class_pictures
 from pipelines.commands import masks, prior
 from pipelines.commands.terminal import Terminal
 from pipelines.errors import StudioError
@@ -41,7 +42,7 @@ def test_they_are_painted_masked_and_read_again(tmp_path: Path) -> None:
     find = finder(1)
     *events, last = masked_class_pictures(tiny_model("sd1"), CLASSES, find, tmp_path / "x", WISH)
     assert isinstance(last, Finished) and last.value == tmp_path / "x" / mudi.CLASS_FILE
-    assert [event.step for event in events if isinstance(event, Progress)] == [1, 2, 3, 4]
+    assert [event.step for event in events if isinstance(event, Progress)] == [1, 1, 2, 3, 4]
     assert [noun for noun, _ in find.seen] == ["cat", "dog", "dog", "cat", "dog"]  # the second one is tried again
     found = mudi.read_dataset(tmp_path / "x", mudi.CLASS_FILE)
     assert found.phrases == CLASSES and [row.id for row in found.rows] == ["a", "a", "b", "b"]
@@ -123,3 +124,13 @@ def test_stopped_it_keeps_what_can_be_used(tmp_path: Path) -> None:
         work.close()  # type: ignore[attr-defined]
         assert (folder / mudi.CLASS_FILE).exists() == bool(rows)
         assert not rows or len(mudi.read_dataset(folder, mudi.CLASS_FILE).rows) == rows
+
+
+def test_a_stop_comes_in_after_each_try(tmp_path: Path) -> None:
+    """And not only after all tries of a picture; progress is said then, too."""
+    find = finder(1, 2, 3)
+    work = masked_class_pictures(tiny_model("sd1"), {"a": "cat"}, find, tmp_path / "x", replace(WISH, tries=9))
+    for painted, step in enumerate((1, 1, 1), start=1):
+        assert next(work) == Progress(STAGE, step, 2) and len(find.seen) == painted
+    work.close()  # type: ignore[attr-defined]
+    assert len(find.seen) == 3 and len(mudi.read_dataset(tmp_path / "x", mudi.CLASS_FILE).rows) == 1

@@ -17,6 +17,8 @@ from pipelines.formats import formats, mudi, mudi_folders
 from pipelines.noise import generator
 from pipelines.photos import Photo, load_photos
 from pipelines.sources import photo_source
+from pipelines.workspace import Workspace
+from studio.datasets import Datasets
 
 FIRST = {"id": {"a": "olis blue drink can", "b": "hta red monster plush"}}
 ROWS = [
@@ -236,6 +238,18 @@ def test_it_unpacks_into_folders_of_our_own(tmp_path: Path) -> None:
     assert np.array_equal(cans[0].masks[""], mudi.photos_of(found)[0].masks["a"])
     with pytest.raises(StudioError, match="already there"):
         mudi_folders.unpack(found, tmp_path / "out", names={"a": "can"})
+
+
+def test_captions_that_could_not_be_read_again_are_told_with_their_line(tmp_path: Path) -> None:
+    """Before anything is written: the folder used to be one that no training could read."""
+    texts = [f"A photo of hta red monster plush, number {number}, in the garden" for number in range(300)]
+    found = mudi.read_dataset(folder(tmp_path / "x", [FIRST, *ROWS[:2], ROWS[2] | {"text": texts}]))
+    with pytest.raises(StudioError, match=r"metadata.jsonl, line 4: the captions are 1.* bytes long.*take some out"):
+        mudi_folders.unpack(found, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(StudioError, match="line 4"):
+        Datasets(Workspace(tmp_path / "w")).add(sorted((tmp_path / "x").iterdir()), "x")
+    assert not any((tmp_path / "w" / "datasets").iterdir())
 
 
 def test_its_masks_are_no_photos_whoever_reads_the_folder(tmp_path: Path) -> None:

@@ -199,4 +199,4 @@ def test_captions_that_are_no_captions(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00c")
     _refused(tmp_path, "x.txt", "UTF-8")
     (tmp_path / "x.txt").write_text("cat " * 10_000)
-    _refused(tmp_path, "x.txt", "one sentence")
+    _refused(tmp_path, "x.txt", "longer than 10,000 bytes. Shorten its captions")

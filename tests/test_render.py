@@ -39,6 +39,14 @@ def test_stages_follow_each_other_on_one_axis() -> None:
     assert (view.stage, view.step, view.total, view.before) == ("second", 5, 5, 7)
 
 
+def test_a_stage_that_goes_on_after_another_counts_once() -> None:
+    """As pictures that each begin with a first pass; a stage that begins anew counts anew."""
+    first = [Progress("regions", step, 3) for step in (1, 2, 3)]
+    events = [*first, Progress("generate", 4, 8), *first, Progress("generate", 8, 8), *first]
+    totals = [view.before + view.step for view in (fold(View(), events[: end + 1]) for end in range(len(events)))]
+    assert totals == [1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 17]
+
+
 def test_a_resumed_run_replaces_what_came_after_its_checkpoint() -> None:
     again = [Progress("learn", step, 10, {"loss": 9.0}) for step in range(4, 8)]
     view = fold(View(), [*run(10)[:6], *again])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipelines.toybox.scenes import scene
 from studio.class_pictures import EACH, MOST, SURE, Classes, called_alike, made_by, start_classes
 from studio.datasets import CLASSES
 from studio.session import Studio
-from studio.tabs.classes import _choices, _detector, _live
+from studio.tabs.classes import HOW, _choices, _detector, _live
 from studio.work import Training, start_training
 from tests.tiny import tiny_folder, tiny_model
 
@@ -90,6 +91,20 @@ def test_what_cannot_be_is_told_before_it_is_queued(studio: Studio) -> None:
     assert _detector(studio, " owl ") == "owl"
     studio.base.where = "toybox"
     assert _detector(studio, "") == "toybox"
+
+
+def test_a_set_that_would_not_count_is_told(studio: Studio, seen: None) -> None:
+    """On Toybox every preset has prior_weight 0: a chosen set used to be left out without a word."""
+    job = start_classes(studio, Classes({"my-cat": "cat"}, 1))
+    assert job.wait(300) and job.state == "done", job.error
+    (made,) = studio.datasets.classes()
+    wish = Training("example", "cat", "my-cat", "svdiff", {"prior_weight": 0.0, "steps": 1}, classes=made.id)
+    with pytest.raises(StudioError, match="only where prior_weight is above 0.*Advanced.*Painted by the base"):
+        start_training(studio, wish)
+    assert [one.kind for one in studio.jobs.jobs()] == ["classes"] and "prior_weight" in HOW
+    counted = start_training(studio, replace(wish, params={"prior_weight": 1.0, "steps": 1}))
+    counted.cancel()
+    assert counted.meta["classes"] == made.id
 
 
 def test_the_page_the_command_and_the_engine_agree() -> None:

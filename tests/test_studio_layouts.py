@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,17 +27,16 @@ from pipelines import (
     Trained,
     Workspace,
     get_method,
-    make_pictures,
 )
+from pipelines.__main__ import main
+from pipelines.evaluate.claims.decoupling import NEGATIVE
 from studio.asked import MOST_CONCEPTS, asked, filled
-from studio.configs import _gathered, asked_elements, export, start_opening
 from studio.kept import Kept
 from studio.layouts import found_layout, layout_of, layout_values, shape
 from studio.parts.painter import Drawn, drawing, regions
-from studio.prompt_files import start_lines
 from studio.render import View, fold
 from studio.session import Studio
-from tests.tiny import tiny_folder
+from studio.tabs.layout import COLLAGE
 
 PROMPT = "a photo of a cat and a dog and another dog"
 
@@ -158,151 +156,6 @@ def test_found_regions_are_kept_beside_attention_and_can_be_taken() -> None:
         found_layout({})
 
 
-def config(folder: Path, **changed: Any) -> list[Path]:
-    """A Cones 2 configuration with a drawing in a folder beside it, uploaded as a browser does: flat."""
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[:, :32], image[:, 32:] = (255, 192, 0), (255, 0, 0)
-    Image.fromarray(image).save(folder / "beach.png")
-    data = {
-        "prompt": "a cat and a dog", "residual_dict": {}, "subject_list": [], "layout": "../layouts/beach.png",
-        "color_context": {"255,192,0": ["cat", 2.5], "255,0,0": ["dog", 3.5]}, "weight_negative": -1e8,
-        "guidance_weight": 0.1, "guidance_steps": 20,
-    }  # fmt: skip
-    (folder / "guidance.json").write_text(json.dumps([data | changed]))
-    return [folder / "guidance.json", folder / "beach.png"]
-
-
-def opened_first(studio: Studio, job: Any) -> dict[str, Any]:
-    return {"request": studio.view(job).result["requests"][0]}
-
-
-def test_all_pictures_of_a_configuration_are_painted_as_one_job(tmp_path: Path) -> None:
-    files = config(tmp_path)
-    (one,) = json.loads(files[0].read_text())
-    other = one | {"prompt": "a dog", "color_context": {"255,0,0": ["dog", 2.0]}, "guidance_steps": 0}
-    third = one | {"layout": "other.png"}
-    files[0].write_text(json.dumps([one, other, third]))
-    studio = Studio(Workspace(tmp_path / "w"), str(tiny_folder(tmp_path / "tiny")))
-    try:
-        job = start_opening(studio, files)
-        assert job.wait(120) and job.state == "done", job.error
-        result = studio.view(job).result
-        assert len(result["requests"]) == 2 and any(
-            "Picture 3 of guidance.json is left out" in n for n in result["notes"]
-        )
-        assert "other.png" in " ".join(result["notes"])
-        values = controls(steps=2, count=2) | filled(studio, opened_first(studio, job)) | {"steps": 2, "seed": "7"}
-        lines = asked_elements(studio, values | {"count": 2}, result["name"], result["requests"])
-        assert [line.request.prompt for line in lines] == ["a cat and a dog", "a dog"]
-        assert {line.request.seeds for line in lines} == {(7, 8)} and {line.request.steps for line in lines} == {2}
-        assert lines[0].request.layout is not None and lines[0].request.recur == 1
-        assert lines[1].request.layout is None and lines[1].request.recur == 0
-        painted = start_lines(studio, lines)
-        assert painted.wait(300) and painted.state == "done", painted.error
-        made = studio.view(painted).result
-        assert len(made) == 4 and "2 prompts of guidance.json" in painted.title
-        broken = [result["requests"][0], result["requests"][1] | {"prompt": "a <nobody>"}]
-        with pytest.raises(StudioError, match="guidance.json, picture 2: There is no concept <nobody>"):
-            asked_elements(studio, values, result["name"], broken)
-    finally:
-        studio.close()
-
-
-def test_a_configuration_of_cones_opens_with_its_files(tmp_path: Path) -> None:
-    files = config(tmp_path)
-    studio = Studio(Workspace(tmp_path / "w"), str(tiny_folder(tmp_path / "tiny")))
-    try:
-        with pytest.raises(StudioError, match=r"layouts/beach.png.*together"):
-            start_opening(studio, files[:1])
-        with pytest.raises(StudioError, match="one guidance configuration"):
-            start_opening(studio, files[1:])
-        job = start_opening(studio, files)
-        assert job.wait(120) and job.state == "done", job.error
-        values = controls() | filled(studio, opened_first(studio, job))
-        request, _, _ = asked(studio, values)
-        assert request.layout is not None and request.prompt == "a cat and a dog" and request.seeds == (7,)
-        assert [(one.words, one.weight) for one in request.layout.regions] == [("cat", 2.5), ("dog", 3.5)]
-        assert (request.layout.strength, request.layout.steps, request.recur, request.scheduler) == (
-            0.1,
-            20,
-            1,
-            "euler",
-        )
-        assert request.steps == 50
-        with pytest.raises(StudioError, match="far away"):
-            start_opening(studio, config(tmp_path, layout="../../../../../beach.png"))
-        with pytest.raises(StudioError, match="far away"):
-            start_opening(studio, config(tmp_path, layout=str(tmp_path / "beach.png")))
-    finally:
-        studio.close()
-
-
-def test_a_picture_is_exported_and_a_configuration_may_name_a_concept(tmp_path: Path) -> None:
-    studio = Studio(Workspace(tmp_path / "w"), str(tiny_folder(tmp_path / "tiny")))
-    try:
-        bound = {"prompt": "a <toby> and a dog", "color_context": {"255,192,0": ["<toby>", 2.5]}}
-        with pytest.raises(StudioError, match=r"layouts/beach.png.*together"):  # the concept keeps to it all the same
-            start_opening(studio, config(tmp_path, **bound, guidance_weight=0)[:1])
-        files = config(tmp_path, **bound)
-        job = start_opening(studio, files)
-        assert job.wait(120) and job.state == "failed" and "guidance.json, line 1: The prompt says <toby>" in job.error
-        trained = concept("toby")
-        base = studio.base.identity()
-        studio.library.save(replace(trained, concept=replace(trained.concept, base_model=base)))
-        opened = start_opening(studio, files)
-        assert opened.wait(120) and opened.state == "done", opened.error
-        request, cast, _ = asked(studio, controls(steps=1) | filled(studio, opened_first(studio, opened)))
-        assert [name for name, _ in cast] == ["toby"] and request.layout is not None
-        painted = replace(request, steps=1, recur=0)
-        loaded = [(studio.library.load(name), strength) for name, strength in cast]
-        list(make_pictures(studio.workspace, studio.base.model, painted, loaded, out=tmp_path / "out"))
-        job = export(studio, tmp_path / "out" / "0001.png")
-        assert job.wait(120) and job.state == "done", job.error
-        result = studio.view(job).result
-        with zipfile.ZipFile(result["zip"]) as archive:
-            names = sorted(Path(name).name for name in archive.namelist())
-            archive.extractall(tmp_path / "back")
-        assert names == ["guidance.json", "layout.png", "toby.pt"] and result["notes"] == []
-        back = [path for path in (tmp_path / "back").rglob("*") if path.is_file()]
-        again = start_opening(studio, back)
-        assert again.wait(120) and again.state == "done", again.error
-        assert studio.view(again).result["requests"][0]["placed"][0]["at"] == 2
-        with pytest.raises(StudioError, match="carries no recipe"):
-            export(studio, tmp_path / "beach.png")
-    finally:
-        studio.close()
-
-
-def test_files_of_one_name_are_never_taken_for_each_other(studio: Studio, tmp_path: Path) -> None:
-    """The original trainer calls every subject's file residual.pt, and an upload comes without its folders."""
-    names = {"mug": "./outputs/mug/residual.pt", "dog": "outputs/dog/residual.pt"}
-    subjects = [["mug", 2], ["dog", 5]]
-    files = config(tmp_path, residual_dict=names, subject_list=subjects)
-    for folder in ("1", "2"):
-        (tmp_path / folder).mkdir()
-        torch.save(torch.zeros(1, 32), tmp_path / folder / "residual.pt")
-    uploads = [tmp_path / folder / "residual.pt" for folder in ("1", "2")]
-    for given in (uploads, uploads[:1]):
-        with pytest.raises(
-            StudioError, match="'outputs/dog/residual.pt', 'outputs/mug/residual.pt'.*Rename them"
-        ) as told:
-            start_opening(studio, [*files, *given])
-        assert "Choose" not in str(told.value)
-    with pytest.raises(StudioError, match="names '../layouts/beach.png'.*together.*Rename them"):
-        start_opening(studio, [files[0], *uploads])
-    one = {"mug": "outputs/mug/residual.pt", "dog": "./outputs/mug/residual.pt"}  # the same file, written in two ways
-    files = config(tmp_path, residual_dict=one, subject_list=subjects)
-    with pytest.raises(StudioError, match="'residual.pt' was chosen more than once"):
-        start_opening(studio, [*files, *uploads])
-    assert len(_gathered(studio, [*files, uploads[0]])[0][0].subjects) == 2
-    with pytest.raises(StudioError, match="beach.png', 'outputs/mug/residual.pt'.*Choose them"):
-        start_opening(studio, files[:1])
-    for path in (f"{'x' * 300}/residual.pt", "a\0b/residual.pt"):
-        files = config(tmp_path, residual_dict={"mug": path}, subject_list=subjects[:1])
-        with pytest.raises(StudioError, match="no usable path"):
-            start_opening(studio, [*files, uploads[0]])
-
-
 def test_pictures_begin_as_a_collage_of_a_photo_set(studio: Studio, tmp_path: Path) -> None:
     mask = np.zeros((32, 64), np.uint8)
     mask[4:20, 2:30] = 255
@@ -329,6 +182,15 @@ def test_pictures_begin_as_a_collage_of_a_photo_set(studio: Studio, tmp_path: Pa
     ):
         with pytest.raises(StudioError, match=words):
             asked(studio, values | change)
+
+
+def test_the_papers_negative_prompt_is_said_with_start_noise(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert f'--negative "{NEGATIVE}"' in " ".join(capsys.readouterr().out.split()) and NEGATIVE in COLLAGE
 
 
 def test_three_concepts_are_counted_where_wished(studio: Studio) -> None:

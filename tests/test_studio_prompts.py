@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import Finished, Progress, Snapshot, StudioError, Workspace
+from pipelines import Event, Finished, Heatmap, Progress, Request, Snapshot, StudioError, Workspace
 from studio.asked import asked, filled
 from studio.parts.live import MOST_SHOWN, generate_markup
 from studio.parts.painter import Drawn, drawing
-from studio.prompt_files import MOST_PROMPTS, asked_lines, start_lines, summary, told
+from studio.prompt_files import MOST_PROMPTS, Line, _one_job, asked_lines, start_lines, summary, told
+from studio.render import View, fold
 from studio.session import Studio
 from studio.tabs.prompts import _look
 from tests.test_studio_layouts import concept, controls
@@ -112,13 +113,39 @@ def test_all_are_painted_by_one_job(studio: Studio, tmp_path: Path) -> None:
     assert job.wait(120) and job.state == "done", job.error
     progress = [(event.step, event.total) for event in job.events if isinstance(event, Progress)]
     assert progress == [(step, 12) for step in range(1, 13)]
-    painted = [event.info for event in job.events if isinstance(event, Snapshot)]
+    painted = [event.info for event in job.events if isinstance(event, Snapshot) and event.kind == "picture"]
     assert [(info["prompt"], info["seed"]) for info in painted] == [
         (prompt, seed) for prompt in ("a cat", "a dog", "a cup") for seed in (7, 8)
     ]
     assert len(studio.view(job).result) == 6 and sum(isinstance(event, Finished) for event in job.events) == 1
     assert len(list(studio.workspace.results.glob("*/000?.png"))) == 6
     assert "seed 8 · a cup" in generate_markup(job, studio.view(job))
+
+
+def test_regions_are_those_of_the_present_prompt_and_steps_add_up() -> None:
+    """A first pass finds some for every prompt with several concepts; a prompt with none has none."""
+    tokens = {"a": ("<a>", "<b>"), "b": ("<c>", "<d>"), "c": ()}
+    values = np.zeros((4, 4), np.float32)
+
+    def paint(line: Line) -> Iterator[Event]:
+        for picture in range(2):
+            if found := tokens[line.request.prompt]:
+                yield from (Progress("regions", step, 10) for step in range(1, 11))
+                yield from (Heatmap(token, values, step=10) for token in found)
+            yield from (Progress("generate", 25 * picture + step, 50) for step in range(1, 26))
+            yield Snapshot("picture", np.zeros((4, 4, 3), np.uint8), info={"index": picture})
+        yield Finished([])
+
+    view, seen = View(), []
+    for event in _one_job([Line(prompt, Request(prompt), [], ()) for prompt in tokens], paint):
+        view = fold(view, [event])
+        if isinstance(event, Snapshot):
+            seen.append((event.kind, tuple(view.regions), view.before + view.step))
+    assert [one for one in seen if one[0] == "picture"] == [
+        ("picture", ("<a>", "<b>"), 35), ("picture", ("<a>", "<b>"), 70), ("picture", ("<c>", "<d>"), 105),
+        ("picture", ("<c>", "<d>"), 140), ("picture", (), 165), ("picture", (), 190),
+    ]  # fmt: skip
+    assert (view.step, view.total) == (150, 150) and [one[1] for one in seen if one[0] == "prompt"] == [(), ()]
 
 
 def test_stopped_it_keeps_what_is_done(studio: Studio, tmp_path: Path) -> None:

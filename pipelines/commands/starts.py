@@ -32,7 +32,7 @@ def add_start(parser: Parser) -> None:
         const=AUTO,
         metavar="GAMMA",
         help="begin as a faint collage of the subjects; how strongly: 0 = not at all, more than 4 turns gaudy "
-        "(default: 2, with more than three subjects 3)",
+        '(default: 2, with more than three subjects 3); MuDI paints with --negative "sticker, collage"',
     )
     group.add_argument(
         "--start-photos",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.captions import caption_file
+from pipelines.captions import caption_bytes
 from pipelines.errors import StudioError
 from pipelines.files import write_atomic
 from pipelines.formats.mudi import CLASS_FILE, FILE, Dataset, class_pictures_of, photos_of, png, write_dataset
@@ -15,10 +15,16 @@ from pipelines.photos import Photo
 def unpack(dataset: Dataset, target: Path, *, names: Mapping[str, str] | None = None) -> dict[str, Path]:
     """The photos as folders of our own, `target/<name>/`: x.png, x-masklabel.png, x.txt; the folders by name.
 
-    StudioError as `photos_of`, and when a folder is there already.
+    StudioError as `photos_of`, for captions that are too long to be read again, before anything is written; and when a
+    folder is there already.
     """
     folders: dict[str, Path] = {}
-    for number, photo in enumerate(photos_of(dataset, names=names)):
+    photos = photos_of(dataset, names=names)
+    captions = [
+        caption_bytes(photo.caption or "", dataset.where(row.line))
+        for row, photo in zip(dataset.rows, photos, strict=True)
+    ]
+    for number, (photo, content) in enumerate(zip(photos, captions, strict=True)):
         (name,) = photo.shows
         if name not in folders:
             folders[name] = target / name
@@ -28,7 +34,7 @@ def unpack(dataset: Dataset, target: Path, *, names: Mapping[str, str] | None = 
         stem = f"{number:04d}"
         write_atomic(folders[name] / f"{stem}.png", png(photo.image))
         write_atomic(folders[name] / f"{stem}-masklabel.png", png(photo.masks[name]))
-        write_atomic(folders[name] / f"{stem}.txt", caption_file(photo.caption or "").encode())
+        write_atomic(folders[name] / f"{stem}.txt", content)
     return folders
 
 

@@ -20,7 +20,7 @@ ATTENTION, DETECTOR = "By attention", "By a detector"
 HOW = (
     '<p class="hint">They keep the word for a thing from coming to mean yours alone (prior preservation). The base '
     "paints the things named above, and a mask is found in every picture, so that collages can be made of them. Choose "
-    "the set under Class pictures then.</p>"
+    "the set under Class pictures then; it counts where prior_weight, under Advanced, is above 0.</p>"
 )
 
 

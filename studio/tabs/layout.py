@@ -10,7 +10,7 @@ import gradio as gr
 
 from pipelines import StudioError
 from studio.asked import APART, filled
-from studio.configs import ENDINGS, asked_elements, start_opening
+from studio.configs import ENDINGS, asked_elements, set_aside, start_opening
 from studio.layouts import found_layout, shape
 from studio.page import Memory, Page, Watch
 from studio.parts.message import answering, done
@@ -20,6 +20,10 @@ from studio.session import Studio
 from studio.work import waiting
 
 PATIENCE = 1800  # seconds that a page waits for a configuration: its base may have to be downloaded first
+COLLAGE = (
+    "Photo sets with masks, several in the Library's order: keeps alike subjects apart. MuDI does so with the negative "
+    "prompt “sticker, collage”"
+)
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 Controls = dict[str, Any]
 _TELL_PROMPT = """(prompt) => {
@@ -83,8 +87,7 @@ def advanced_controls() -> Controls:
         with gr.Row(elem_classes="fields"):
             begin = gr.Dropdown(
                 [], value=[], multiselect=True, label="Begin as a faint collage of",
-                info="Photo sets with masks, several in the Library's order: keeps alike subjects apart (MuDI)",
-                elem_id="start-photos",
+                info=COLLAGE, elem_id="start-photos",
             )  # fmt: skip
             strength = gr.Textbox(
                 label="How strongly", info="0 to 4; empty: 2, from four subjects on 3", placeholder="usual",
@@ -138,7 +141,7 @@ def _wire_files(studio: Studio, controls: Controls, aside: Controls) -> None:
     outputs = [*controls.values(), aside["_elements"], aside["_all"]]
 
     @answering(len(outputs))
-    def open_config(files: list[str] | None) -> list[Any]:
+    def open_config(files: list[str] | None, *given: Any) -> list[Any]:
         job = start_opening(studio, [Path(file) for file in files or []])
         job.wait(PATIENCE)
         if job.state != "done":
@@ -147,23 +150,28 @@ def _wire_files(studio: Studio, controls: Controls, aside: Controls) -> None:
         elements = result["requests"]
         several = len(elements) > 1
         which = f"The first of the {len(elements)} pictures in " if several else ""
-        said = f"{which}{job.title.removeprefix('Open ')} is filled in. {' '.join(result['notes'])}"
+        counts = ["Settings that you change from now on count for all."] * several
+        said = " ".join([f"{which}{result['name']} is filled in.", *counts, *result["notes"]])
         button = gr.update(visible=several, value=f"Paint all {len(elements)} pictures of it")
-        return [*updates(controls, filled(studio, {"request": elements[0]})), result, button, done(said.strip())]
+        first = filled(studio, {"request": elements[0]})
+        opened = result | {"shown": dict(zip(controls, given, strict=True)) | first}
+        return [*updates(controls, first), opened, button, done(said)]
 
     @answering(0)
     def paint_all(opened: dict[str, Any], *given: Any) -> tuple[str]:
         values = dict(zip(controls, given, strict=True))
-        lines = asked_elements(studio, values, opened["name"], opened["requests"])
+        lines = asked_elements(studio, values, opened)
         ahead = len(studio.jobs.active())
         start_lines(studio, lines)
-        return (done(f"{summary(lines)}.{waiting(ahead)}"),)
+        return (done(f"{summary(lines)}.{set_aside(values, opened)}{waiting(ahead)}"),)
 
     @answering(2)
     def take() -> list[Any]:
         return [found_layout(_regions(studio)), True, done("The regions are in the layout. Change them as you like.")]
 
-    aside["_open"].upload(open_config, aside["_open"], [*outputs, aside["_message"]], api_visibility="private")
+    aside["_open"].upload(
+        open_config, [aside["_open"], *controls.values()], [*outputs, aside["_message"]], api_visibility="private"
+    )
     aside["_all"].click(
         paint_all, [aside["_elements"], *controls.values()], [aside["_message"]], api_visibility="private"
     )

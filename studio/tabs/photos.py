@@ -55,6 +55,7 @@ def build(studio: Studio, page: Page) -> tuple[gr.Dropdown, gr.HTML]:
         caption = gr.Textbox(
             label="Caption of this photo",
             info="Several: an empty line between; every step takes one",
+            lines=2,  # with one, Gradio keeps Enter to itself
             max_lines=4,
             placeholder="a photo of <name> on the grass",
             scale=4,

@@ -141,7 +141,7 @@ def _form(studio: Studio, asked: _Asked, kind: gr.State, message: gr.HTML) -> No
                 params=params.model_dump(mode="json"),
                 seed=int(seed or 0),
                 base=studio.base.where,
-                classes=(classes or "") if params.prior_weight else "",
+                classes=classes or "",
                 more=more,
             )
             things.complete([first, *more])

@@ -208,9 +208,14 @@ def test_what_cannot_be_is_told_in_place(site: Site, browser: Browser, tmp_path:
     page.set_input_files(UPLOAD, files)
     expect(page.locator("#train-gallery .card")).to_have_count(3)
     page.click("#train-gallery .card >> nth=1")
-    page.fill("#photo-caption textarea, #photo-caption input", "a photo of <thing>")
+    page.fill("#photo-caption textarea", "a photo of <thing>")
+    for key in ("Enter", "Enter"):  # an empty line stands between two captions
+        page.press("#photo-caption textarea", key)
+    page.type("#photo-caption textarea", "<thing> again")
     page.click("#photo-save")
     expect(page.locator("#train-gallery")).to_contain_text("a photo of <thing>")
+    page.click("#train-gallery .card >> nth=1")
+    expect(page.locator("#photo-caption textarea")).to_have_value("a photo of <thing>\n\n<thing> again")
 
     page.click("#train-button")
     expect(page.locator("#train-message")).to_contain_text("What is it?")
@@ -266,6 +271,12 @@ def test_class_pictures_can_be_chosen(site: Site, browser: Browser, tmp_path: Pa
     page.click("#train-classes input")
     page.get_by_role("option", name="1 of cat").click()
     expect(page.locator("#train-classes input")).to_have_value("1 of cat")
+    for field in ("noun", "name"):
+        page.fill(f"#train-{field} input, #train-{field} textarea", "cat")
+    page.click("#train-advanced button >> nth=0")
+    page.fill("#param-prior_weight input", "0")
+    page.click("#train-button")
+    expect(page.locator("#train-message .problem")).to_contain_text("count only where prior_weight is above 0")
     page.context.close()
 
 
