@@ -89,6 +89,14 @@ def test_the_released_numbered_form(tmp_path: Path) -> None:
     assert torch.equal(inversion.read(tmp_path)["tensors"]["tokens.text_encoder"], rows(2))  # the newest
 
 
+def test_tokens_from_the_middle_of_a_training_lose_to_all_later_ones(tmp_path: Path) -> None:
+    names = ["-merging-step", "-step-200", "-step-400", "_final"]  # ConceptExpress, in the order of its training
+    for number, name in enumerate(names):
+        inversion.write_embeds(tmp_path / f"learned_embeds{name}.bin", {"<asset0>": rows(seed=number)})
+        newest = inversion.newest(tmp_path)
+        assert newest is not None and newest.stem == f"learned_embeds{name}"
+
+
 def test_a1111_and_sdxl(tmp_path: Path) -> None:
     inversion.write_a1111(tmp_path / "toy.safetensors", rows(2))
     assert inversion.detect(tmp_path / "toy.safetensors")

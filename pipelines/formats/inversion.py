@@ -195,8 +195,10 @@ def newest(path: Path) -> Path | None:
 
 
 def _steps(file: Path) -> tuple[int, bool]:
+    """Without a number it is the last one, but for what ConceptExpress keeps of the step that merges split tokens."""
     numbers = re.findall(r"\d+", file.stem)
-    return int(numbers[-1]) if numbers else 1 << 62, file.suffix == ".safetensors"  # without a number: the last one
+    steps = -1 if "merging" in file.stem else int(numbers[-1]) if numbers else 1 << 62
+    return steps, file.suffix == ".safetensors"
 
 
 def _looks_plain(file: Path) -> bool:
