@@ -196,6 +196,70 @@ def test_a_unet_alone_is_a_dreambooth_and_a_pipeline_is_none(tmp_path: Path) -> 
         formats.write(trained, tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_a_text_that_learned_with_the_unet_comes_back_with_its_words(kind: str, tmp_path: Path) -> None:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    base = str(tiny_folder(tmp_path / "tiny", kind))
+    settings: dict[str, Any] = {"tune": "full", "prior_weight": 0.0, "rare_word": "hta", "train_text_encoder": True}
+    trained, ours = concept("dreambooth", load_model(base, device="cpu"), **settings)
+    library = Library(Workspace(tmp_path / "w"))
+    library.save(trained)
+    written = library.export_original("my-cat", tmp_path / "out", base)
+    assert len(written) == (4 if kind == "sd1" else 6)
+    model = load_model(base, device="cpu")
+    for name, loader in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+        if name.endswith("_2") and kind == "sd1":
+            continue
+        theirs = loader.from_pretrained(tmp_path / "out" / name).state_dict()
+        for key, values in theirs.items():
+            assert torch.equal(values, trained.tensors[f"{name}.{key.removeprefix('text_model.')}"])
+    library.delete("my-cat")
+    back = library.load(library.add(tmp_path / "out").name)
+    assert back.concept.subjects == (CAT,) and back.concept.base_model["fingerprint"] == model.fingerprint
+    assert back.concept.params["rare_word"] == "hta" and back.concept.params["train_text_encoder"] is True
+    assert back.tensors.keys() == trained.tensors.keys()
+    with attached(model, [(back, 1.0)]):
+        assert model.tokenize("a <my-cat>").text == "a hta cat"
+        torch.testing.assert_close(ours, output(model, "a photo of a <my-cat>"), atol=1e-4, rtol=1e-3)
+
+
+def test_the_first_stage_alone_comes_back(tmp_path: Path) -> None:
+    model = tiny_model("sd2")
+    trained, _ = concept("attndreambooth", model, steps=0, attention_steps=0)
+    words = {name: value for name, value in trained.tensors.items() if name.startswith("tokens.")}
+    library = Library(Workspace(tmp_path / "w"))
+    library.save(Trained(trained.concept, words))
+    written = library.export_original("my-cat", tmp_path / "out")
+    assert {path.parent.name for path in written} == {"learned_embeds"}
+    found = import_original(tmp_path / "out", name="my-cat", noun="cat", base=trained.concept.base_model)
+    states = []
+    for one in (Trained(trained.concept, words), found):
+        with attached(model, [(one, 1.0)]):
+            states.append(model.encode(["a photo of a <my-cat>"]).states)
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(("count", "with_noun"), [(1, True), (2, False)])
+def test_several_subjects_come_back_with_all_their_tokens(count: int, with_noun: bool, tmp_path: Path) -> None:
+    model, both = tiny_model("sd1"), (Subject("<my-toy>", "toy"), CAT)
+    params = get_method("textual_inversion").Params(tokens=count, with_noun=with_noun)
+    base = {"id": model.id, "fingerprint": model.fingerprint}
+    made = Concept("both", both, "textual_inversion", base, params.model_dump())
+    one = Trained(made, {"tokens.text_encoder": rows(2 * count)})
+    library = Library(Workspace(tmp_path / "w"))
+    library.save(one)
+    library.export_original("both", tmp_path / "out")
+    library.delete("both")
+    back = library.load(library.add(tmp_path / "out").name)
+    assert (back.concept.name, back.concept.method, back.concept.subjects) == ("both", "textual_inversion", both)
+    assert (back.concept.params["tokens"], back.concept.params["with_noun"]) == (count, with_noun)
+    assert torch.equal(back.tensors["tokens.text_encoder"], one.tensors["tokens.text_encoder"])
+    inversion.write_embeds(tmp_path / "theirs.bin", {"<b>": rows(2), "<a>": rows(2, seed=1)})
+    found = formats.read(tmp_path / "theirs.bin")
+    assert (found["method"], found["subjects"], found["params"]["tokens"]) == ("textual_inversion", ["<a>", "<b>"], 2)
+
+
 def test_a_base_that_lies_in_a_folder_is_named_for_the_export(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "tiny", "sd1")
     trained, _ = concept("attndreambooth", load_model(str(folder), device="cpu"))
