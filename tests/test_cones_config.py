@@ -114,6 +114,16 @@ def test_a_token_that_is_not_on_its_word_is_honoured_with_a_warning(model: Model
     assert "token 76, which is padding" in notes[1] and "'dog' would be token 9" in notes[1]
 
 
+def test_two_subjects_on_one_token_both_act_there_with_a_warning(model: Model, folder: Path) -> None:
+    request, notes = planned(model, folder, subject_list=[["<dog>", 2], ["<dog6>", 2]])
+    assert [one.position for one in request.placed] == [2, 2]
+    lines = (folder / "guidance.json").read_text().splitlines()
+    line = max(at for at, text in enumerate(lines, 1) if text.strip() == "[")
+    assert notes == [
+        f"guidance.json, line {line}: '<dog6>' is put on token 2, where '<dog>' is already; both act there."
+    ]
+
+
 def test_the_forks_mistaken_configuration_is_painted_with_a_word_about_each_mistake(model: Model, folder: Path) -> None:
     """Two numbers are one off after the comma, and "dog" has two colours of which one claims both."""
     one = element(subject_list=[["<dog>", 2], ["<toy_cat>", 4], ["<dog6>", 8]])
