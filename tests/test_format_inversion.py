@@ -111,6 +111,25 @@ def test_a1111_and_sdxl(tmp_path: Path) -> None:
     assert torch.equal(found["tokens.text_encoder_2"], rows(2, 48)) and found["tokens.text_encoder"].shape == (2, 32)
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_an_embedding_for_a1111_goes_out_and_comes_back(kind: str, tmp_path: Path) -> None:
+    trained, _ = concept("textual_inversion", tiny_model(kind), tokens=2)
+    (file,) = formats.write(trained, tmp_path, "a1111")
+    assert file.name == "my-cat.safetensors"
+    assert set(load_file(file)) == ({"emb_params"} if kind == "sd1" else {"clip_l", "clip_g"})
+    back = import_original(file, name="", noun="")
+    assert back.concept.subjects == (CAT,) and back.concept.params["tokens"] == 2
+    assert back.tensors.keys() == trained.tensors.keys()
+    assert all(torch.equal(value, back.tensors[key]) for key, value in trained.tensors.items())
+    with pytest.raises(StudioError, match="already there"):
+        formats.write(trained, tmp_path, "a1111")
+    more = Trained(trained.concept, trained.tensors | {"unet.conv_in.delta": torch.zeros(4)})
+    with pytest.raises(StudioError, match="changes weights too"):
+        formats.write(more, tmp_path / "more", "a1111")
+    with pytest.raises(StudioError, match="There is no form 'comfy'. Choose a1111 or peft."):
+        formats.write(trained, tmp_path, "comfy")
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_diffusers_reads_ours_and_paints_the_same(count: int, tmp_path: Path) -> None:
     model = tiny_model("sd1")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,9 +143,31 @@ def write_numbered(path: Path, token: str, rows: Tensor) -> None:
     _save(path, {f"{token}_v{number}": row.detach().float().cpu() for number, row in enumerate(rows)})
 
 
-def write_a1111(path: Path, rows: Tensor) -> None:
+def write_a1111(path: Path, rows: Tensor, notes: Mapping[str, str] | None = None) -> None:
     """{"emb_params": (tokens, width)} as safetensors, which A1111 and its followers read by the file's name."""
-    save_tensors(path, {A1111: rows.detach().float()})
+    save_tensors(path, {A1111: rows.detach().float()}, notes)
+
+
+def write_embedding(path: Path, trained: Trained) -> list[Path]:
+    """A file for A1111 in the folder `path` for each subject, called as it is. StudioError for what has weights too."""
+    concept, embeds = trained.concept, embeds_of(trained)
+    if set(trained.tensors) - set(KEYS):
+        raise StudioError(f"'{concept.name}' changes weights too, which an embedding can't hold. Export it as a zip.")
+    targets = [path / f"{subject.token.strip('<>')}.safetensors" for subject in concept.subjects]
+    for target in targets:
+        if target.exists():
+            raise StudioError(f"{target} is already there. Choose another folder.")
+    make_folder(path)
+    for subject, target in zip(concept.subjects, targets, strict=True):
+        notes = concept_note(replace(concept, name=target.stem, subjects=(subject,)))
+        if set(embeds) == set(SDXL):
+            write_embeds(target, embeds, notes)
+        else:
+            write_a1111(target, embeds[subject.token], notes)
+    return targets
+
+
+forms = {"a1111": write_embedding}
 
 
 def _content(path: Path) -> dict[str, Tensor]:

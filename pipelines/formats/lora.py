@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
-from pipelines.files import make_folder, printable, save_tensors
+from pipelines.files import make_folder, printable, save_tensors, write_json
 from pipelines.formats.notes import concept_note, concept_noted, params_noted
 from pipelines.intake import load_tensors, read_header, read_json
 
@@ -104,6 +104,35 @@ def write(path: Path, trained: Trained) -> list[Path]:
         raise StudioError(f"{target} is already there. Choose another folder.")
     save_tensors(target, lora_file(trained), concept_note(trained.concept))
     return [target]
+
+
+def write_peft(path: Path, trained: Trained) -> list[Path]:
+    """The UNet's change as an adapter of peft itself, `PeftModel.from_pretrained(unet, path)`, in the folder `path`.
+
+    StudioError for a concept without low-rank weights, and for one whose text learned: an adapter is of one model.
+    """
+    factors = lora_file(trained)
+    if not factors or len(factors) < len(trained.tensors) or not all(key.startswith("unet.") for key in factors):
+        raise StudioError(
+            f"peft's own form holds low-rank changes of the UNet alone, and '{trained.concept.name}' isn't that. "
+            "Export it as a zip."
+        )
+    files = [path / _PEFT_FILE, path / _PEFT_CONFIG]
+    for file in files:
+        if file.exists():
+            raise StudioError(f"{file} is already there. Choose another folder.")
+    make_folder(path)
+    plain = {key.removeprefix("unet."): values for key, values in factors.items()}
+    rank = next(len(values) for key, values in plain.items() if key.endswith(DOWN))
+    content = {f"base_model.model.{key}": values for key, values in plain.items()}
+    save_tensors(files[0], content, concept_note(trained.concept))
+    layers = sorted(key.removesuffix(DOWN) for key in plain if key.endswith(DOWN))
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": layers, "inference_mode": True}
+    write_json(files[1], config | {"base_model_name_or_path": trained.concept.base_model.get("id") or None})
+    return files
+
+
+forms = {"peft": write_peft}
 
 
 def lora_file(trained: Trained) -> dict[str, Tensor]:
