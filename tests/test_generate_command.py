@@ -226,5 +226,11 @@ def test_a_configuration_is_painted_with_its_own_defaults_and_again(
     request = read_picture(files[1])["request"]
     assert (request["scheduler"], request["recur"], request["guidance"]) == ("euler", 1, 7.5)
     assert request["layout"]["strength"] == 0.05 and (folder / "all_images.png").is_file()
+    legacy = ("--config", str(tmp_path / "guidance.json"), "--base", base, "--steps", "2", "--count", "2")
+    made = answer(capsys, *legacy, "--guide", "0.05", "--legacy-names", "--out", str(tmp_path / "theirs"))
+    theirs = tmp_path / "theirs" / "<cat2>" / "a_cat."
+    assert [one["path"] for one in made] == [str(theirs / "0.png"), str(theirs / "1.png")]
+    assert (theirs / "1.png").read_bytes() == files[1].read_bytes() and (theirs / "all_images.png").is_file()
+    assert main(["generate", *legacy, "--legacy-names"]) == 2 and "--out DIR" in capsys.readouterr().err
     answer(capsys, "--again", str(files[1]), "--base", base, "--out", str(tmp_path / "again"))
     assert (tmp_path / "again" / "0001.png").read_bytes() == files[1].read_bytes()

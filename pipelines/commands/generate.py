@@ -70,6 +70,11 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument("--batch", type=int, default=Request.batch, help="pictures at a time (default: %(default)s)")
     parser.add_argument("--attention", action="append", default=[], metavar="WORD", help="show where it looks")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the pictures (default: the workspace)")
+    parser.add_argument(
+        "--legacy-names",
+        action="store_true",
+        help="with --config FILE.json: folders and pictures called as Cones 2's own, 0.png first",
+    )
     add_layout(parser)
     add_start(parser)
     add_base(parser, "a guidance file of Cones 2 (.json): paint what it says; or, as --base-config")
@@ -84,6 +89,8 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     chosen = [options.prompt, options.again, options.prompt_file, guidance]
     if sum(one not in (None, "") for one in chosen) > 1 and options.again is None:
         raise StudioError("A prompt, --prompt-file and --config exclude each other. Give one of them.")
+    if options.legacy_names and (guidance is None or options.out is None):
+        raise StudioError("--legacy-names is for --config FILE.json with --out DIR. Add them, or leave it out.")
     if options.again is not None:
         _again(options, terminal)
     elif guidance is not None:
@@ -136,7 +143,9 @@ def _configured(options: argparse.Namespace, path: Path, terminal: Terminal) -> 
     from pipelines.configs import paint_configs
 
     given, words = layout_settings(options), tuple(options.attention)
-    _finish(paint_configs(workspace, model, configs, request, concepts, given, words, options.out), terminal)
+    out, legacy = options.out, options.legacy_names
+    runs = paint_configs(workspace, model, configs, request, concepts, given, words, out, legacy_names=legacy)
+    _finish(runs, terminal)
 
 
 def _again(options: argparse.Namespace, terminal: Terminal) -> None:

@@ -88,6 +88,12 @@ class Config:
         names = "_".join(sorted(subject.name for subject in self.subjects))
         return f"{plain_name(names)}/{plain_name('_'.join(self.prompt.split()))}"
 
+    @property
+    def legacy_folder(self) -> str:
+        """The same to the letter, as on Linux: "<dog>_<cat>/A_dog,_a_cat.". What would lead elsewhere is left out."""
+        names = "_".join(sorted(subject.name for subject in self.subjects))
+        return f"{_one_level(names)}/{_one_level('_'.join(self.prompt.split()))}"
+
     def wrong(self, field: str, problem: str) -> StudioError:
         """The one sentence about a field."""
         return StudioError(f"{self.file.name}, line {self.lines.get(field, 1)}: {problem}")
@@ -212,6 +218,13 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= 1e30  # a whole number may be too large for a float
+
+
+def _one_level(name: str) -> str:
+    """One folder's name and no way to another."""
+    kept = "".join(letter for letter in name if letter.isprintable() and letter not in "/\\")
+    kept = kept.encode()[:240].decode(errors="ignore")
+    return plain_name(kept) if not kept.strip(". ") or re.match(r"[A-Za-z]:", kept) else kept
 
 
 def plain_name(name: str) -> str:
