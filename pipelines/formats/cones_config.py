@@ -13,8 +13,9 @@ is, with a warning where it is not on the subject's word. Words may also be a co
 colour alone. The layout is only read when it is needed: when steps are guided, or for such a concept.
 
 The original takes its guided steps twice by their number alone, also with a weight of 0. So it is here when these are
-all steps; when they are fewer and nothing is guided, no step is taken again, and the person is told. Departure: the
-same subject twice at the same token is refused; there, it acts twice as strongly.
+all steps; when they are fewer and nothing is guided, no step is taken again, and the person is told. Departures: the
+same subject twice at the same token is refused (there, it acts twice as strongly), and so are a colour that the layout
+lacks and words that the prompt lacks (there, a warning, and it is painted without them).
 """
 
 from __future__ import annotations
