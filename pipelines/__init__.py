@@ -102,6 +102,7 @@ _WHERE = {
     "Finder": "marked_masks",
     "segmented_masks": "marked_masks",
     "detector": "evaluate.eyes",
+    "check_segmenter": "segmenter",
     "load_segmenter": "segmenter",
     "EMBEDDED": "segmenter",
     "ClassWish": "class_masks",

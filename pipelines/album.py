@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,20 @@ RECORD = "result.json"
 ATTENTION = "attention"
 
 
-class Album:
-    """Pictures 0001.png ... and attention/0001.npz, attention/0001-<word>.png. `id` is "" outside the workspace."""
+@dataclass(frozen=True)
+class FromZero:
+    """A folder whose pictures are called 0.png, 1.png ..., as Cones 2's own are."""
 
-    def __init__(self, folder: Path, id: str, recipe: dict[str, Any]) -> None:
+    folder: Path
+
+
+class Album:
+    """Pictures 0001.png ... and attention/0001.npz, attention/0001-<word>.png. `id` is "" outside the workspace. With
+    `from_zero` they are 0.png, 1.png ..."""
+
+    def __init__(self, folder: Path, id: str, recipe: dict[str, Any], from_zero: bool = False) -> None:
         self.folder, self.id = folder, id
+        self._first, self._digits = (0, 1) if from_zero else (1, 4)
         self._record: dict[str, Any] = {
             "id": id,
             "created": time.time(),
@@ -93,14 +103,19 @@ class Album:
 
     def coming(self) -> int:
         """The number of the next picture, unless another program takes it first."""
-        taken = [int(path.stem) for path in self.folder.glob("*.png") if re.fullmatch(r"[0-9]{4,9}", path.stem)]
-        return max(taken, default=0) + 1
+        numbers = re.compile(rf"[0-9]{{{self._digits},9}}")
+        taken = [int(path.stem) for path in self.folder.glob("*.png") if numbers.fullmatch(path.stem)]
+        return max(taken, default=self._first - 1) + 1
+
+    def name(self, number: int) -> str:
+        """What a picture's file is called."""
+        return f"{number:0{self._digits}d}.png"
 
     def _next(self) -> Path:
         """The next free number, taken at once, so that two programs never choose the same."""
         number = self.coming()
         while True:
-            path = self.folder / f"{number:04d}.png"
+            path = self.folder / self.name(number)
             try:
                 with spare_disk(path, 0):
                     path.touch(exist_ok=False)
@@ -110,13 +125,14 @@ class Album:
 
 
 @contextmanager
-def open_album(workspace: Workspace, recipe: dict[str, Any], out: str | Path | None) -> Iterator[Album]:
+def open_album(workspace: Workspace, recipe: dict[str, Any], out: str | Path | FromZero | None) -> Iterator[Album]:
     """A new folder in the workspace's results, or `out`. A folder of ours that stayed empty is removed again."""
     request = recipe["request"]
     if out is not None:
-        folder = Path(out).expanduser()
+        from_zero = isinstance(out, FromZero)
+        folder = Path(out.folder if isinstance(out, FromZero) else out).expanduser()
         make_folder(folder)
-        yield Album(folder, "", recipe)
+        yield Album(folder, "", recipe, from_zero)
         return
     count = len(request["keep"] or request["seeds"])
     size = 3 * request["width"] * request["height"]  # an uncompressed picture; an overlay is another one

@@ -41,7 +41,8 @@ def place_subjects(model: Model, config: Config, prompt: Tokenized) -> tuple[tup
             raise wrong_at(
                 config, subject.line, f"'{printable(subject.name, 40)}' is on token {position} twice. Leave one out."
             )
-        notes += _doubt(config, subject, prompt, range(position, position + len(rows)))
+        tokens = range(position, position + len(rows))
+        notes += _doubt(config, subject, prompt, tokens) + _shared(config, subject, placed, tokens)
         placed.append(Placed.of(subject.name, position, rows))
     return tuple(placed), notes
 
@@ -93,6 +94,18 @@ def _doubt(config: Config, subject: Subject, prompt: Tokenized, tokens: range) -
         f"{printable(config.file.name)}, line {subject.line}: '{printable(subject.name, 40)}' is put on {hits}; "
         f"{advice}."
     ]
+
+
+def _shared(config: Config, subject: Subject, placed: Sequence[Placed], tokens: range) -> list[str]:
+    """A warning where a token is another subject's already: both act there, which is seldom meant."""
+    for other in placed:
+        shared = [at for at in tokens if other.position <= at < other.position + len(other.rows)]
+        if shared:
+            return [
+                f"{printable(config.file.name)}, line {subject.line}: '{printable(subject.name, 40)}' is put on token "
+                f"{shared[0]}, where '{printable(other.name, 40)}' is already; both act there."
+            ]
+    return []
 
 
 def _own(config: Config, subject: Subject, prompt: Tokenized, first: int) -> set[int]:

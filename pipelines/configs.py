@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.album import FromZero
 from pipelines.config_subjects import find_file, place_subjects, wrong_at
 from pipelines.errors import StudioError
 from pipelines.events import Event, Note
@@ -33,20 +34,24 @@ def paint_configs(
     settings: Mapping[str, Any] | None = None,
     attention: Sequence[str] = (),
     out: Path | None = None,
+    *,
+    legacy_names: bool = False,
 ) -> Iterator[Iterator[Event]]:
     """A run of `make_pictures` for each configuration, one after the other; all are read before the first paints.
 
     `settings` are fields of the Layout to be replaced. With `out` each paints into its own folder there, called as the
     original calls it (`Config.folder`), and leaves a sheet of all its pictures, all_images.png. The pictures are called
-    0001.png, 0002.png ... as everywhere here (there, 0.png, 1.png ...), and none that is there is replaced.
+    0001.png, 0002.png ... as everywhere here, and none that is there is replaced; with `legacy_names` all is called as
+    there to the letter, from 0.png on.
     """
     from pipelines.attach import attached
 
     with attached(model, concepts):  # prompts and colours may speak of them
         planned = [config_request(model, config, request, settings) for config in configs]
     for config, (wanted, notes) in zip(configs, planned, strict=True):
-        folder = None if out is None else out / config.folder
-        yield _painted(make_pictures(workspace, model, wanted, concepts, attention, folder), notes, folder)
+        folder = None if out is None else out / (config.legacy_folder if legacy_names else config.folder)
+        place = FromZero(folder) if folder is not None and legacy_names else folder
+        yield _painted(make_pictures(workspace, model, wanted, concepts, attention, place), notes, folder)
 
 
 def _painted(events: Iterator[Event], notes: Sequence[str], folder: Path | None) -> Iterator[Event]:

@@ -50,7 +50,7 @@ class FoundRegions:
         if self.request.keep and self.request.seeds[index] not in self.request.keep:
             return None
         waiting = sum(other >= first for other in self.files)  # of this batch, whose pictures come later
-        name = f"{self.album.coming() + waiting:04d}.png"
+        name = self.album.name(self.album.coming() + waiting)
         path = make_folder(self.album.folder / FOLDER) / name
         save_overlay(path, drawn(heats), {"regions": [one.token for one in heats], "picture": name})
         self.files[index] = path

@@ -174,8 +174,9 @@ class Library:
         write_zip(path, {folders.RECORD: files.json_bytes(record)} | folders.read_files(entry))
         return path
 
-    def export_original(self, name: str, folder: str | Path, base: str = "") -> list[Path]:
-        """Write it into `folder` the way its method's own authors do; the files written.
+    def export_original(self, name: str, folder: str | Path, base: str = "", form: str = "") -> list[Path]:
+        """Write it into `folder` the way its method's own authors do, or in another tool's `form` ("a1111", "peft");
+        the files written.
 
         `base` says where the base lies, for forms that hold all of its weights, where its name alone doesn't.
         """
@@ -185,7 +186,7 @@ class Library:
         if base:
             where = trained.concept.base_model | {"id": base}
             trained = dataclasses.replace(trained, concept=dataclasses.replace(trained.concept, base_model=where))
-        return formats.write(trained, Path(folder))
+        return formats.write(trained, Path(folder), form)
 
     def add(
         self, path: str | Path, *, name: str = "", noun: str = "", base: Mapping[str, str] | None = None

@@ -33,6 +33,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 12_000
 MASK_MARK = "-masklabel"
+SIDECARS = ("truth.json", "metadata.jsonl", "class_metadata.jsonl")  # of Toybox and of MuDI; they lie beside photos
 _ORIENTATION = 0x0112  # EXIF tag
 _DECODING = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error, MemoryError)
 
@@ -91,7 +92,7 @@ def _pictures(folder: Path, notes: list[str]) -> list[Path]:
     stems = {path.stem for path in pictures}
     for path in files:
         caption = path.suffix.lower() == ".txt" and path.stem in stems
-        if path.suffix.lower() not in SUFFIXES and not caption and path.name != "truth.json":
+        if path.suffix.lower() not in SUFFIXES and not caption and path.name not in SIDECARS:
             notes.append(f"{path.name} is not a PNG, JPEG or WebP picture; it was left out.")
     return pictures
 
@@ -99,7 +100,7 @@ def _pictures(folder: Path, notes: list[str]) -> list[Path]:
 def _listed_masks(folder: Path) -> set[str]:
     """Files that a folder's metadata calls masks (MuDI's form): they are no photos, whoever reads the folder."""
     found = set()
-    for name in ("metadata.jsonl", "class_metadata.jsonl"):
+    for name in SIDECARS[1:]:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             for line in (folder / name).read_text(encoding="utf-8-sig").splitlines():
                 with contextlib.suppress(ValueError, RecursionError, AttributeError):

@@ -23,17 +23,19 @@ def read_prompts(path: str | Path, concepts: Sequence[Concept] = (), known: Coll
     Of several subjects each fills one {}, in order. StudioError with file and line where that doesn't come out even,
     and for a word in <> that is none of the `known` tokens, where these are given.
     """
-    numbered = numbered_prompts(path, concepts)
+    return [prompt for _, prompt in numbered_prompts(path, concepts, known)]
+
+
+def numbered_prompts(
+    path: str | Path, concepts: Sequence[Concept] = (), known: Collection[str] | None = None
+) -> list[tuple[str, str]]:
+    """The same, each with where it stands: ("prompts.txt, line 3", "a <my-cat> in the snow")."""
+    numbered = [(where, filled(line, concepts, where)) for where, line in prompt_lines(path)]
     for where, prompt in numbered:
         unknown = [] if known is None else [word for word in named_tokens(prompt) if word not in known]
         if unknown:
             raise StudioError(f"{where}: there is no concept {printable(unknown[0])}. Train it, or take the word out.")
-    return [prompt for _, prompt in numbered]
-
-
-def numbered_prompts(path: str | Path, concepts: Sequence[Concept] = ()) -> list[tuple[str, str]]:
-    """The same, each with where it stands: ("prompts.txt, line 3", "a <my-cat> in the snow")."""
-    return [(where, filled(line, concepts, where)) for where, line in prompt_lines(path)]
+    return numbered
 
 
 def prompt_lines(path: str | Path) -> list[tuple[str, str]]:

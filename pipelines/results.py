@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.album import Album, open_album
+from pipelines.album import Album, FromZero, open_album
 from pipelines.events import Event, Finished, Heatmap, Note, Preview, Progress, Snapshot
 from pipelines.gallery import Result, delete_result, list_results, read_result, zip_results
 from pipelines.recipe import Again, again, for_picture, write_recipe
@@ -34,7 +34,7 @@ def make_pictures(
     request: Request,
     concepts: Sequence[tuple[Trained, float]] = (),
     attention: Sequence[str] = (),
-    out: str | Path | None = None,
+    out: str | Path | FromZero | None = None,
 ) -> Iterator[Event]:
     """`generate`, with every picture saved as a PNG that carries its recipe, and heat maps of the words in `attention`.
 

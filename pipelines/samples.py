@@ -26,13 +26,12 @@ NOISE = 0.4  # share of the timesteps at which attention on a photo is measured:
 
 
 def look(model: Model, data: Data, step: int) -> Iterator[Event]:
-    """Paint "a photo of <name>" with whatever is attached to `model` now; the same noise every time.
+    """Paint `sample_prompt` with whatever is attached to `model` now; the same noise every time.
 
     Yields a Snapshot("sample") with info {"step", "prompt", "seed"; "inside" where a photo has a mask}, and a Heatmap
     of each subject's word on it. Nothing of the run's own randomness is used up.
     """
-    tokens = [subject.token for subject in data.subjects]
-    prompt = "a photo of " + " and ".join(tokens)
+    tokens, prompt = [subject.token for subject in data.subjects], sample_prompt(data)
     words = {token: find_word(model.tokenize(prompt), token) for token in tokens}
     store = AttentionStore(words, budget_mb=0)
     seed = data.seed % 2**31
@@ -45,12 +44,19 @@ def look(model: Model, data: Data, step: int) -> Iterator[Event]:
         yield Heatmap(token, store.maps(token)[0], image, step)
 
 
+def sample_prompt(data: Data) -> str:
+    """What the method trains on where its settings say so ("a photo of a {}"), else "a photo of <name>"."""
+    tokens = " and ".join(subject.token for subject in data.subjects)
+    said = str(getattr(data.params, "prompt", ""))
+    return said.replace("{}", tokens) if "{}" in said else f"a photo of {tokens}"
+
+
 def inside_share(model: Model, data: Data) -> float | None:
     """How much of the subjects' words' attention lies inside the mask, on the first photo that has one; 0-1 or None."""
     source = next((source for source in data.sources if source.mask is not None), None)
     if source is None or source.mask is None:
         return None
-    prompt = "a photo of " + " and ".join(subject.token for subject in data.subjects)
+    prompt = sample_prompt(data)
     read = model.tokenize(prompt)
     positions = sorted({at for subject in data.subjects for at in find_word(read, subject.token)})
     size = data.resolution

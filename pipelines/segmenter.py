@@ -113,6 +113,16 @@ def load_segmenter(where: str = "", device: str = "cpu") -> Segmenter:
     return Segmenter(_filled(sam, tensors, where, device), SIZES[width])
 
 
+def check_segmenter(where: str, base: str = "", detector: str = "") -> None:
+    """StudioError where no checkpoint is named and neither the base's kind (or name) nor the detector is "toybox": the
+    embedded segmenter knows only Toybox's world, and would draw anything else badly without a word."""
+    if not where and "toybox" not in (base, detector):
+        raise StudioError(
+            "The embedded Segment Anything knows only Toybox's own world. For photos of the real one name a "
+            "checkpoint: sam_vit_b, sam_vit_l or sam_vit_h."
+        )
+
+
 def _embedded(device: str) -> Any:
     from safetensors.torch import load_file
 

@@ -20,7 +20,7 @@ def write_sheet(folder: Path) -> Path | None:
     """A grid of the folder's numbered pictures, nearly square, as `all_images.png`; None where there are none."""
     from PIL import Image
 
-    paths = sorted((path for path in folder.glob("*.png") if re.fullmatch(r"[0-9]{4,9}", path.stem)), key=_number)
+    paths = sorted((path for path in folder.glob("*.png") if re.fullmatch(r"[0-9]{1,9}", path.stem)), key=_number)
     pictures = [_opened(path) for path in paths]
     if not pictures:
         return None

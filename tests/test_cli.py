@@ -274,7 +274,11 @@ def test_class_pictures_are_painted_with_masks_and_trained_beside(
         (prior, "already there"),
         ([*prior[:1], str(tmp_path / "new"), *prior[2:], "--prompt", "a {}"], "needs {} twice"),
         ([*prior[:1], str(tmp_path / "new"), *prior[2:], "--segmenter", "x.pth"], "need boxes"),
-        ([*prior[:1], str(tmp_path / "new"), *prior[2:], "--detector", "gone"], "gone"),
+        ([*prior[:1], str(tmp_path / "new"), *prior[2:], "--detector", "gone"], "only Toybox's own world"),
+        (
+            [*prior[:1], str(tmp_path / "new"), *prior[2:], "--detector", "gone", "--segmenter", "x.pth"],
+            "no file 'x.pth'",
+        ),
         ([*prior[:1], str(tmp_path / "new"), *prior[2:4], "--name", "my cat"], "can't name a concept"),
         ([*train, "--class-data", photos], "There is no class_metadata.jsonl"),
         ([*train, "--set", "prior_weight=0"], "only where prior_weight is above 0"),

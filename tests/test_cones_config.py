@@ -114,6 +114,36 @@ def test_a_token_that_is_not_on_its_word_is_honoured_with_a_warning(model: Model
     assert "token 76, which is padding" in notes[1] and "'dog' would be token 9" in notes[1]
 
 
+def test_two_subjects_on_one_token_both_act_there_with_a_warning(model: Model, folder: Path) -> None:
+    request, notes = planned(model, folder, subject_list=[["<dog>", 2], ["<dog6>", 2]])
+    assert [one.position for one in request.placed] == [2, 2]
+    lines = (folder / "guidance.json").read_text().splitlines()
+    line = max(at for at, text in enumerate(lines, 1) if text.strip() == "[")
+    assert notes == [
+        f"guidance.json, line {line}: '<dog6>' is put on token 2, where '<dog>' is already; both act there."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "folder"),
+    [
+        ("<dog6>", "A dog, a pet cat.", "<dog6>/A_dog,_a_pet_cat."),
+        ("../../etc", "/etc/passwd", "....etc/etcpasswd"),
+        ("..", "..", "untitled/untitled"),
+        ("/", ".", "untitled/untitled"),
+        ("C:", "\\\\host\\x", "C/hostx"),
+        ("a" * 300, "b" * 300, f"{'a' * 240}/{'b' * 240}"),
+    ],
+)
+def test_legacy_names_are_the_original_s_and_lead_nowhere_else(
+    tmp_path: Path, name: str, prompt: str, folder: str
+) -> None:
+    file = {"residual_dict": {name: "dog.safetensors"}, "subject_list": [[name, 1]], "color_context": {}}
+    (config,) = read_config(written(tmp_path, element(prompt=prompt, **file)))
+    assert config.legacy_folder == folder
+    assert (tmp_path / config.legacy_folder).resolve().parent.parent == tmp_path.resolve()
+
+
 def test_the_forks_mistaken_configuration_is_painted_with_a_word_about_each_mistake(model: Model, folder: Path) -> None:
     """Two numbers are one off after the comma, and "dog" has two colours of which one claims both."""
     one = element(subject_list=[["<dog>", 2], ["<toy_cat>", 4], ["<dog6>", 8]])

@@ -140,7 +140,10 @@ def test_rows_twice_at_one_token_are_two_subjects(model: Model, tmp_path: Path) 
     one = Placed.of("cat", 2, torch.ones(1, 48))
     made = write_config(tmp_path / "x", model, replace(REQUEST, prompt="a cat", placed=(one, one)))
     assert len(made.files) == 4
-    assert [placed.position for placed in read_again(model, tmp_path / "x", REQUEST).placed] == [2, 2]
+    (config,) = read_config(tmp_path / "x" / "guidance.json")
+    again, notes = config_request(model, config, REQUEST)
+    assert [placed.position for placed in again.placed] == [2, 2]
+    assert len(notes) == 1 and "'cat-2' is put on token 2, where 'cat' is already" in notes[0]
 
 
 def test_a_start_noise_is_told(model: Model, tmp_path: Path) -> None:

@@ -298,6 +298,26 @@ def test_of_several_subjects_only_its_own_mask_counts() -> None:
         photos_of([replace(both, shows=("dog",))], CAT)
 
 
+def test_of_a_concept_with_several_subjects_one_is_measured_and_named() -> None:
+    model, dog = tiny_model("sd1"), Subject("<my-dog>", "dog")
+    with learned_tokens(model, [CAT, dog]) as learned:
+        tensors = learned.tensors()
+    base = {"id": model.id, "fingerprint": model.fingerprint}
+    trained = Trained(Concept("both", (CAT, dog), "textual_inversion", base, {"with_noun": True}), tensors)
+    wish = Wish(("a photo of a {}",), images=1, steps=1)
+    for name, said, others in (("", CAT, dog), ("my-dog", dog, CAT), ("<my-dog>", dog, CAT)):
+        note = f"Of 'both' {said.token} alone is measured, not {others.token}."
+        events = list(evaluate(model, (trained, 1.0), [photo(RED)], replace(wish, subject=name), Colours()))
+        before = list(evaluate_painted(trained, [photo(RED)], [Shown("a {}", (RED,))], Colours(), subject=name))
+        for seen in (events, before):
+            found = finished(seen)
+            assert (found.subject, found.noun) == (said.token, said.noun)
+            assert [event.text for event in seen if isinstance(event, Note)][0] == note
+            assert {row["subject"] for row in report.as_json([found])} == {said.token}
+    with pytest.raises(StudioError, match="'both' has no subject 'cow'. It has <my-cat>, <my-dog>"):
+        list(evaluate(model, (trained, 1.0), [photo(RED)], replace(wish, subject="cow"), Colours()))
+
+
 def pictures(folder: Path) -> Path:
     """Two of ours, of A1111, with a caption and a mask, and two that don't say."""
     from PIL import PngImagePlugin

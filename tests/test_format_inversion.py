@@ -92,6 +92,14 @@ def test_the_released_numbered_form(tmp_path: Path) -> None:
     assert torch.equal(inversion.read(tmp_path)["tensors"]["tokens.text_encoder"], rows(2))  # the newest
 
 
+def test_tokens_from_the_middle_of_a_training_lose_to_all_later_ones(tmp_path: Path) -> None:
+    names = ["-merging-step", "-step-200", "-step-400", "_final"]  # ConceptExpress, in the order of its training
+    for number, name in enumerate(names):
+        inversion.write_embeds(tmp_path / f"learned_embeds{name}.bin", {"<asset0>": rows(seed=number)})
+        newest = inversion.newest(tmp_path)
+        assert newest is not None and newest.stem == f"learned_embeds{name}"
+
+
 def test_a1111_and_sdxl(tmp_path: Path) -> None:
     inversion.write_a1111(tmp_path / "toy.safetensors", rows(2))
     assert inversion.detect(tmp_path / "toy.safetensors")
@@ -104,6 +112,25 @@ def test_a1111_and_sdxl(tmp_path: Path) -> None:
     save_file({"clip_l": rows(2), "clip_g": rows(2, 48)}, tmp_path / "xl.safetensors")
     found = inversion.read(tmp_path / "xl.safetensors")["tensors"]
     assert torch.equal(found["tokens.text_encoder_2"], rows(2, 48)) and found["tokens.text_encoder"].shape == (2, 32)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_an_embedding_for_a1111_goes_out_and_comes_back(kind: str, tmp_path: Path) -> None:
+    trained, _ = concept("textual_inversion", tiny_model(kind), tokens=2)
+    (file,) = formats.write(trained, tmp_path, "a1111")
+    assert file.name == "my-cat.safetensors"
+    assert set(load_file(file)) == ({"emb_params"} if kind == "sd1" else {"clip_l", "clip_g"})
+    back = import_original(file, name="", noun="")
+    assert back.concept.subjects == (CAT,) and back.concept.params["tokens"] == 2
+    assert back.tensors.keys() == trained.tensors.keys()
+    assert all(torch.equal(value, back.tensors[key]) for key, value in trained.tensors.items())
+    with pytest.raises(StudioError, match="already there"):
+        formats.write(trained, tmp_path, "a1111")
+    more = Trained(trained.concept, trained.tensors | {"unet.conv_in.delta": torch.zeros(4)})
+    with pytest.raises(StudioError, match="changes weights too"):
+        formats.write(more, tmp_path / "more", "a1111")
+    with pytest.raises(StudioError, match="There is no form 'comfy'. Choose a1111 or peft."):
+        formats.write(trained, tmp_path, "comfy")
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -228,6 +255,70 @@ def test_a_unet_alone_is_a_dreambooth_and_a_pipeline_is_none(tmp_path: Path) -> 
     assert not attndreambooth.detect(tmp_path / "run")
     with pytest.raises(StudioError, match="can't be found by its name"):
         formats.write(trained, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_a_text_that_learned_with_the_unet_comes_back_with_its_words(kind: str, tmp_path: Path) -> None:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    base = str(tiny_folder(tmp_path / "tiny", kind))
+    settings: dict[str, Any] = {"tune": "full", "prior_weight": 0.0, "rare_word": "hta", "train_text_encoder": True}
+    trained, ours = concept("dreambooth", load_model(base, device="cpu"), **settings)
+    library = Library(Workspace(tmp_path / "w"))
+    library.save(trained)
+    written = library.export_original("my-cat", tmp_path / "out", base)
+    assert len(written) == (4 if kind == "sd1" else 6)
+    model = load_model(base, device="cpu")
+    for name, loader in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+        if name.endswith("_2") and kind == "sd1":
+            continue
+        theirs = loader.from_pretrained(tmp_path / "out" / name).state_dict()
+        for key, values in theirs.items():
+            assert torch.equal(values, trained.tensors[f"{name}.{key.removeprefix('text_model.')}"])
+    library.delete("my-cat")
+    back = library.load(library.add(tmp_path / "out").name)
+    assert back.concept.subjects == (CAT,) and back.concept.base_model["fingerprint"] == model.fingerprint
+    assert back.concept.params["rare_word"] == "hta" and back.concept.params["train_text_encoder"] is True
+    assert back.tensors.keys() == trained.tensors.keys()
+    with attached(model, [(back, 1.0)]):
+        assert model.tokenize("a <my-cat>").text == "a hta cat"
+        torch.testing.assert_close(ours, output(model, "a photo of a <my-cat>"), atol=1e-4, rtol=1e-3)
+
+
+def test_the_first_stage_alone_comes_back(tmp_path: Path) -> None:
+    model = tiny_model("sd2")
+    trained, _ = concept("attndreambooth", model, steps=0, attention_steps=0)
+    words = {name: value for name, value in trained.tensors.items() if name.startswith("tokens.")}
+    library = Library(Workspace(tmp_path / "w"))
+    library.save(Trained(trained.concept, words))
+    written = library.export_original("my-cat", tmp_path / "out")
+    assert {path.parent.name for path in written} == {"learned_embeds"}
+    found = import_original(tmp_path / "out", name="my-cat", noun="cat", base=trained.concept.base_model)
+    states = []
+    for one in (Trained(trained.concept, words), found):
+        with attached(model, [(one, 1.0)]):
+            states.append(model.encode(["a photo of a <my-cat>"]).states)
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(("count", "with_noun"), [(1, True), (2, False)])
+def test_several_subjects_come_back_with_all_their_tokens(count: int, with_noun: bool, tmp_path: Path) -> None:
+    model, both = tiny_model("sd1"), (Subject("<my-toy>", "toy"), CAT)
+    params = get_method("textual_inversion").Params(tokens=count, with_noun=with_noun)
+    base = {"id": model.id, "fingerprint": model.fingerprint}
+    made = Concept("both", both, "textual_inversion", base, params.model_dump())
+    one = Trained(made, {"tokens.text_encoder": rows(2 * count)})
+    library = Library(Workspace(tmp_path / "w"))
+    library.save(one)
+    library.export_original("both", tmp_path / "out")
+    library.delete("both")
+    back = library.load(library.add(tmp_path / "out").name)
+    assert (back.concept.name, back.concept.method, back.concept.subjects) == ("both", "textual_inversion", both)
+    assert (back.concept.params["tokens"], back.concept.params["with_noun"]) == (count, with_noun)
+    assert torch.equal(back.tensors["tokens.text_encoder"], one.tensors["tokens.text_encoder"])
+    inversion.write_embeds(tmp_path / "theirs.bin", {"<b>": rows(2), "<a>": rows(2, seed=1)})
+    found = formats.read(tmp_path / "theirs.bin")
+    assert (found["method"], found["subjects"], found["params"]["tokens"]) == ("textual_inversion", ["<a>", "<b>"], 2)
 
 
 def test_a_base_that_lies_in_a_folder_is_named_for_the_export(tmp_path: Path) -> None:

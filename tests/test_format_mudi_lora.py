@@ -153,6 +153,18 @@ def test_other_forms_keep_several_subjects_too(model: Model, tmp_path: Path, met
     assert concept.subjects == (CAN, TOY) and concept.method == method and concept.params["rare_word"] == "sks hta"
 
 
+@pytest.mark.parametrize("method", ["dreambooth", "svdiff", "segmix"])
+def test_no_rare_word_stays_none(model: Model, tmp_path: Path, method: str) -> None:
+    made = trained(model, method)
+    params = made.concept.params | {"rare_word": ""}
+    library = Library(Workspace(tmp_path / "w"))
+    library.save(Trained(Concept("both", (CAN, TOY), method, made.concept.base_model, params), made.tensors))
+    library.export_original("both", tmp_path / "out")
+    library.delete("both")
+    concept = library.add(tmp_path / "out")
+    assert (concept.subjects, concept.params["rare_word"]) == ((CAN, TOY), "")
+
+
 @pytest.mark.parametrize(
     "note", ["{", "[]", '[["<a>", "x", "y"]]', '[["a", "cat"]]', '[["<a>", "cat"], ["<a>", "dog"]]', '[["<a>", 3]]']
 )

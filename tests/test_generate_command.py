@@ -166,6 +166,38 @@ def test_every_prompt_gets_exactly_the_pictures_asked_for(
         assert recipe["request"]["prompt"] == "a <my-cat>" and recipe["attune"]["concepts"][0]["name"] == "my-cat"
 
 
+def test_every_line_of_a_file_has_its_own_concepts_and_is_checked_before_any_is_painted(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "workspace"))
+    from pipelines.model import load_model
+
+    known = {"id": "tiny", "fingerprint": load_model(base).fingerprint}
+    for name, noun in (("my-cat", "cat"), ("my-dog", "dog")):
+        saved = Concept(name, (Subject(f"<{name}>", noun),), "residual", known)
+        Library(Workspace(tmp_path / "workspace")).save(Trained(saved, {"residual": torch.randn(1, 32)}))
+    file, out = tmp_path / "prompts.txt", tmp_path / "out"
+    file.write_text("a <my-cat>\na red car\n\na <my-dog>\n")
+    given = ("--prompt-file", str(file), "--base", base, "--steps", "1", "--out", str(out))
+
+    def refused(*more: str) -> str:
+        assert main(["generate", *given, *more]) == 2
+        assert not list(out.glob("*.png"))
+        return capsys.readouterr().err
+
+    unheard = "error: prompts.txt, line 2: '<my-cat>' is not in the prompt"
+    assert unheard in refused("--region", "<my-cat>=0,0,0.5,1") and unheard in refused("--attention", "<my-cat>")
+    assert "error: prompts.txt, line 1: " in refused("--width", "101")
+
+    def casts(*more: str) -> list[list[tuple[str, float]]]:
+        made = [read_picture(one["path"])["attune"]["concepts"] for one in answer(capsys, *given, *more)]
+        return [[(one["name"], one["strength"]) for one in cast] for cast in made]
+
+    assert casts() == [[("my-cat", 1.0)], [], [("my-dog", 1.0)]]
+    dog = ("my-dog", 0.5)
+    assert casts("--concept", "my-dog:0.5") == [[dog, ("my-cat", 1.0)], [dog], [dog]]
+
+
 def test_a_configuration_is_painted_with_its_own_defaults_and_again(
     base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,5 +226,11 @@ def test_a_configuration_is_painted_with_its_own_defaults_and_again(
     request = read_picture(files[1])["request"]
     assert (request["scheduler"], request["recur"], request["guidance"]) == ("euler", 1, 7.5)
     assert request["layout"]["strength"] == 0.05 and (folder / "all_images.png").is_file()
+    legacy = ("--config", str(tmp_path / "guidance.json"), "--base", base, "--steps", "2", "--count", "2")
+    made = answer(capsys, *legacy, "--guide", "0.05", "--legacy-names", "--out", str(tmp_path / "theirs"))
+    theirs = tmp_path / "theirs" / "<cat2>" / "a_cat."
+    assert [one["path"] for one in made] == [str(theirs / "0.png"), str(theirs / "1.png")]
+    assert (theirs / "1.png").read_bytes() == files[1].read_bytes() and (theirs / "all_images.png").is_file()
+    assert main(["generate", *legacy, "--legacy-names"]) == 2 and "--out DIR" in capsys.readouterr().err
     answer(capsys, "--again", str(files[1]), "--base", base, "--out", str(tmp_path / "again"))
     assert (tmp_path / "again" / "0001.png").read_bytes() == files[1].read_bytes()

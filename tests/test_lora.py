@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipelines import formats
 from pipelines.concept import Concept, Subject, Trained
 from pipelines.errors import StudioError
 from pipelines.formats import lora as files
@@ -167,6 +168,28 @@ def test_peft_s_own_file_is_read_with_its_scale(tmp_path: Path) -> None:
     with lora(model, rank=2, alpha=2.0, targets=found["params"]["targets"]) as adapter:
         adapter.load(found["tensors"])
         torch.testing.assert_close(theirs, output(model), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_peft_reads_the_adapter_that_we_write(targets: Targets, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    model = tiny_model("sd1")
+    with lora(model, rank=3, alpha=6.0, targets=targets) as adapter:
+        scribble(adapter)
+        ours, kept = output(model), adapter.tensors()
+    written = formats.write(concept(kept, rank=3, alpha=6.0, rare_word="hta"), tmp_path, "peft")
+    assert [file.name for file in written] == ["adapter_model.safetensors", "adapter_config.json"]
+    pipeline = tiny_pipeline("sd1")
+    PeftModel.from_pretrained(pipeline.unet, str(tmp_path))
+    torch.testing.assert_close(ours, output(from_pipeline(pipeline, "tiny")), atol=1e-5, rtol=1e-4)
+    found = formats.read(tmp_path)
+    assert (found["noun"], found["params"]["rare_word"], found["params"]["rank"]) == ("cat", "hta", 3)
+    with lora(model, rank=3, alpha=3.0, targets=found["params"]["targets"]) as adapter:
+        adapter.load(found["tensors"])
+        torch.testing.assert_close(ours, output(model), atol=1e-5, rtol=1e-4)
+    with pytest.raises(StudioError, match="of the UNet alone"):
+        formats.write(concept({f"text_encoder{key[4:]}": one for key, one in kept.items()}), tmp_path, "peft")
 
 
 def test_older_spellings_and_mixed_ranks(tmp_path: Path) -> None:

@@ -312,6 +312,8 @@ def test_the_command_with_a_detector_writes_metadata_that_reads_back(
         (["--noun", "cat", "--metadata", "sks", "--out", "x"], "Leave --out out"),
         (["--click", "a.png:1,1", "--metadata", "sks"], "Name it with --noun"),
         (["--click", "a.png:1,1", "--soft"], "--soft and --set are for masks by attention"),
+        (["--noun", "cat", "--detector", "google/owlv2-base-patch16-ensemble"], "only Toybox's own world"),
+        (["--click", "a.png:20,20", "--base", "runwayml/stable-diffusion-v1-5"], "only Toybox's own world"),
         (["--noun", "cat", "--detector", "toybox", "--set", "steps=3"], "--soft and --set are for masks by attention"),
         (["--discover", "--click", "a.png:1,1"], "one of the two"),
         (["--click", "a.png:900,1"], "a.png: (900, 1) is outside the photo"),

@@ -120,7 +120,7 @@ def test_a_mask_turns_with_its_photo(tmp_path: Path) -> None:
         ([FIRST, ROWS[0] | {"file_name": 3}], "'file_name' must be the name of a file"),
         ([FIRST, ROWS[0] | {"text": []}], "line 2: 'text' must be"),
         ([FIRST, ROWS[0] | {"text": " "}], "line 2: 'text' must be"),
-        ([FIRST, ROWS[0], ROWS[1]], "has no picture of 'b'"),
+        ([FIRST, ROWS[0], ROWS[1]], "metadata.jsonl, line 1: no other line has a picture of 'b'"),
         (["", "  "], "metadata.jsonl is empty"),
         (["[" * 100_000], "line 1 is no JSON"),
         ([FIRST, '{"id": ' + "1" * 5000 + "}"], "line 2 is no JSON"),
@@ -173,7 +173,9 @@ def test_class_pictures_may_share_a_class(tmp_path: Path) -> None:
     assert mudi.subjects_of(classes) == ((Subject("<a>", "dog"), Subject("<b>", "dog")), "")
     mudi_folders.check_classes(mudi.read_dataset(folder(tmp_path / "x")), classes)
     other = folder(tmp_path / "y", [{"id": {"a": "dog"}}, ROWS[0]], mudi.CLASS_FILE)
-    with pytest.raises(StudioError, match="is about a, but metadata.jsonl about a, b"):
+    with pytest.raises(
+        StudioError, match="class_metadata.jsonl, line 1 is about a, but metadata.jsonl, line 1 about a, b"
+    ):
         mudi_folders.check_classes(mudi.read_dataset(tmp_path / "x"), mudi.read_dataset(other, mudi.CLASS_FILE))
 
 

@@ -58,6 +58,8 @@ def test_folder(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text(" \n")
     (tmp_path / "notes.md").write_text("hello")
     (tmp_path / "truth.json").write_text("{ not even json")
+    for name in ("metadata.jsonl", "class_metadata.jsonl"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / ".DS_Store").write_bytes(b"\0")
     _mask().save(tmp_path / "lonely-masklabel.png")
     notes: list[str] = []

@@ -48,6 +48,9 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument(
         "--concept", action="append", default=[], metavar="NAME[:STRENGTH]", help="what to measure; repeatable"
     )
+    parser.add_argument(
+        "--subject", default="", metavar="NAME", help="which one of a concept with several (default: the first)"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with photos of the subject")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="measure pictures that were painted before")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line, {} for the subject")
@@ -73,11 +76,14 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     if options.pictures is not None and (len(options.concept) > 1 or options.prompts):
         raise StudioError("--pictures are of one --concept and bring their prompts. Leave --prompts out.")
     from pipelines.evaluate.encoders import loaded_looks
+    from pipelines.evaluate.masked import subject_of
     from pipelines.evaluate.report import as_json, as_text, write_report
     from pipelines.files import make_folder
     from pipelines.photos import load_photos
 
     concepts = _concepts(options)
+    for trained, _ in concepts:
+        subject_of(trained.concept, options.subject)  # before a model is loaded
     model = None
     if options.pictures is None or options.masked:  # else there is nothing to paint, and nobody to find masks
         model = open_base(options, terminal, options.base or _base_of(concepts[0][0]))
@@ -110,14 +116,16 @@ def _runs(
     notes: list[str],
 ) -> list[Iterator[Event]]:
     """One run a concept; pictures that are there already are read first."""
+    from pipelines.evaluate.masked import subject_of
     from pipelines.evaluate.painted import read_shown
     from pipelines.evaluate.prompts import default_prompts, read_prompts
     from pipelines.evaluate.protocol import Wish, evaluate, evaluate_painted
 
     if options.pictures is not None:
         trained = concepts[0][0]
-        shown = read_shown(options.pictures, trained.concept.subjects[0], notes)
-        return [evaluate_painted(trained, photos, shown, *looks, masker=model)]
+        subject, _ = subject_of(trained.concept, options.subject)
+        shown = read_shown(options.pictures, subject, notes)
+        return [evaluate_painted(trained, photos, shown, *looks, masker=model, subject=options.subject)]
     assert model is not None
     wish = Wish(
         read_prompts(options.prompts) if options.prompts else default_prompts(model.kind),
@@ -127,6 +135,7 @@ def _runs(
         scheduler=options.scheduler,
         seed=options.seed,
         masked=options.masked,
+        subject=options.subject,
     )
     return [evaluate(model, concept, photos, wish, *looks) for concept in concepts]
 

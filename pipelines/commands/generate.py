@@ -19,7 +19,8 @@ from pipelines.commands.arguments import (
     open_workspace,
 )
 from pipelines.commands.layouts import add_layout, layout_settings, read_layout
-from pipelines.commands.starts import add_start, check_start, read_start
+from pipelines.commands.prompts import check_lines, concepts_of, everyone, placed, read_lines, requests_of
+from pipelines.commands.starts import add_start, check_start
 from pipelines.commands.terminal import Stopped, Terminal
 from pipelines.errors import StudioError
 from pipelines.files import printable
@@ -29,7 +30,6 @@ from pipelines.schedulers import SCHEDULERS
 if TYPE_CHECKING:
     from pipelines.concept import Trained
     from pipelines.events import Event
-    from pipelines.workspace import Workspace
 
 EXAMPLE = """examples:
   python -m pipelines generate "a photo of <my-cat> in the snow" --concept my-cat:0.8 --seed 1 --count 4 --out pictures
@@ -46,9 +46,14 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument("prompt", nargs="?", help='"a photo of <my-cat> in the snow": concepts it names are used')
     parser.add_argument("--again", type=Path, metavar="PNG", help="make that picture again, from what is written in it")
     parser.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="a prompt in every line; {} stands for the concept"
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help="a prompt in every line, painted with the concepts it names; {} stands for the concept",
     )
-    parser.add_argument("--concept", action="append", default=[], metavar="NAME[:STRENGTH]", help="repeatable")
+    parser.add_argument(
+        "--concept", action="append", default=[], metavar="NAME[:STRENGTH]", help="in every prompt; repeatable"
+    )
     parser.add_argument("--negative", help="what to keep out of the picture")
     parser.add_argument("--seed", type=int, help="seed of the first picture; each further one adds 1 (default: random)")
     parser.add_argument("--count", type=int, help="how many pictures of each prompt (default: 1)")
@@ -65,6 +70,11 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     parser.add_argument("--batch", type=int, default=Request.batch, help="pictures at a time (default: %(default)s)")
     parser.add_argument("--attention", action="append", default=[], metavar="WORD", help="show where it looks")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the pictures (default: the workspace)")
+    parser.add_argument(
+        "--legacy-names",
+        action="store_true",
+        help="with --config FILE.json: folders and pictures called as Cones 2's own, 0.png first",
+    )
     add_layout(parser)
     add_start(parser)
     add_base(parser, "a guidance file of Cones 2 (.json): paint what it says; or, as --base-config")
@@ -79,6 +89,8 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     chosen = [options.prompt, options.again, options.prompt_file, guidance]
     if sum(one not in (None, "") for one in chosen) > 1 and options.again is None:
         raise StudioError("A prompt, --prompt-file and --config exclude each other. Give one of them.")
+    if options.legacy_names and (guidance is None or options.out is None):
+        raise StudioError("--legacy-names is for --config FILE.json with --out DIR. Add them, or leave it out.")
     if options.again is not None:
         _again(options, terminal)
     elif guidance is not None:
@@ -94,41 +106,19 @@ def _prompted(options: argparse.Namespace, terminal: Terminal) -> None:
     request = _request(options)
     request.check()
     workspace = open_workspace(options)
-    prompts, concepts = _prompts(options, workspace)
-    model = open_base(options, terminal, options.base or _base_of(concepts))
-    from dataclasses import replace
-
+    lines = read_lines(options, workspace)
+    model = open_base(options, terminal, options.base or _base_of(everyone(lines)))
     from pipelines.results import make_pictures
 
-    start = read_start(options, prompts, [trained.concept for trained, _ in concepts], model.native_size)
-    requests = [replace(request, prompt=prompt, start=start(prompt)) for prompt in prompts]
-    for one in requests:
-        one.check()
+    requests = requests_of(options, lines, request, model)
     words = tuple(options.attention)
-    runs = (make_pictures(workspace, model, one, concepts, attention=words, out=options.out) for one in requests)
+    if len(lines) > 1:
+        check_lines(model, lines, requests, words)
+    runs = (
+        placed(line, make_pictures(workspace, model, one, line.concepts, attention=words, out=options.out))
+        for line, one in zip(lines, requests, strict=True)
+    )
     _finish(runs, terminal)
-
-
-def _prompts(options: argparse.Namespace, workspace: Workspace) -> tuple[list[str], list[tuple[Trained, float]]]:
-    """What to paint, and with whom: the concepts asked for and those that a prompt names."""
-    from pipelines.library import Library
-    from pipelines.prompts import filled, read_prompts
-
-    chosen = [trained.concept for trained, _ in _concepts(workspace, options.concept)]
-    if options.prompt_file is None:
-        prompts = [filled(options.prompt, chosen)]
-    else:
-        known = {subject.token for concept in [*chosen, *Library(workspace).concepts()] for subject in concept.subjects}
-        prompts = read_prompts(options.prompt_file, chosen, known)
-    concepts = _concepts(workspace, options.concept, " ".join(prompts))
-    return [_counted(options.counted, prompt, concepts) for prompt in prompts], concepts
-
-
-def _counted(word: str | None, prompt: str, concepts: Sequence[tuple[Trained, float]]) -> str:
-    from pipelines.mixers import counted_prompt
-
-    tokens = [subject.token for trained, _ in concepts for subject in trained.concept.subjects]
-    return prompt if word is None else counted_prompt(prompt, tokens, word)
 
 
 def _configured(options: argparse.Namespace, path: Path, terminal: Terminal) -> None:
@@ -137,6 +127,7 @@ def _configured(options: argparse.Namespace, path: Path, terminal: Terminal) -> 
     if options.region or options.layout is not None:
         raise StudioError("--config brings its own layout. Leave --layout and --region out, or leave --config out.")
     from pipelines.formats import cones_config
+    from pipelines.library import Library
 
     configs = cones_config.read_config(path)
     options.seed = 0 if options.seed is None else options.seed
@@ -147,12 +138,14 @@ def _configured(options: argparse.Namespace, path: Path, terminal: Terminal) -> 
     request = _request(options)
     request.check()
     workspace = open_workspace(options)
-    concepts = _concepts(workspace, options.concept)
+    concepts = concepts_of(Library(workspace), options.concept) if options.concept else []
     model = open_base(options, terminal, options.base or _base_of(concepts))
     from pipelines.configs import paint_configs
 
     given, words = layout_settings(options), tuple(options.attention)
-    _finish(paint_configs(workspace, model, configs, request, concepts, given, words, options.out), terminal)
+    out, legacy = options.out, options.legacy_names
+    runs = paint_configs(workspace, model, configs, request, concepts, given, words, out, legacy_names=legacy)
+    _finish(runs, terminal)
 
 
 def _again(options: argparse.Namespace, terminal: Terminal) -> None:
@@ -217,35 +210,6 @@ def _request(options: argparse.Namespace) -> Request:
         ramp=options.ramp,
         trim=options.trim,
     )
-
-
-def _concepts(workspace: Workspace, wanted: Sequence[str], prompt: str = "") -> list[tuple[Trained, float]]:
-    """Those asked for, and at full strength those that the prompt names all the same, as in the app."""
-    named = [_named(text) for text in wanted]
-    if not named and "<" not in prompt:
-        return []
-    from pipelines.library import Library
-
-    library = Library(workspace)
-    found = [(library.load(name), strength) for name, strength in named]
-    for concept in library.named_in(prompt):
-        mine = {subject.token for trained, _ in found for subject in trained.concept.subjects}
-        if any(subject.token in prompt and subject.token not in mine for subject in concept.subjects):
-            found.append((library.load(concept.name), 1.0))
-    return found
-
-
-def _named(text: str) -> tuple[str, float]:
-    """`my-cat:0.8` -> ("my-cat", 0.8); without a number the strength is 1."""
-    name, colon, number = text.rpartition(":")
-    if not colon:
-        return text, 1.0
-    try:
-        return name, float(number)
-    except ValueError:
-        raise StudioError(
-            f"'{number}' is no strength. Write --concept NAME:STRENGTH with a number, as in my-cat:0.8."
-        ) from None
 
 
 def _base_of(concepts: Sequence[tuple[Trained, float]]) -> str:

@@ -31,6 +31,13 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
     exporting.add_argument("out", type=Path, help="the zip to write, or a folder for it")
     exporting.add_argument("--original", action="store_true", help="the method's original files instead, into a folder")
     exporting.add_argument(
+        "--as",
+        dest="form",
+        default="",
+        metavar="FORM",
+        help="another tool's form instead, into a folder: a1111 (an embedding by its file's name) or peft (an adapter)",
+    )
+    exporting.add_argument(
         "--base", default="", metavar="DIR", help="where the base lies, for original files that hold all its weights"
     )
     importing = _action(actions, "import", "add our zip or weights, or another tool's original file", take_in)
@@ -82,8 +89,8 @@ def restore(options: argparse.Namespace, terminal: Terminal) -> None:
 
 def export(options: argparse.Namespace, terminal: Terminal) -> None:
     library = _library(options)
-    if options.original:
-        written = library.export_original(options.name, options.out, options.base)
+    if options.original or options.form:
+        written = library.export_original(options.name, options.out, options.base, options.form)
     else:
         written = [library.export(options.name, options.out)]
     terminal.result(

@@ -87,7 +87,7 @@ def _add_found(parser: Parser) -> None:
         help="how much larger its boxes are made, as a share of the photo (default: 0.05)",
     )
     group.add_argument(
-        "--segmenter", default="", metavar="PATH", help="sam_vit_b, _l or _h (default: the embedded one, for Toybox)"
+        "--segmenter", default="", metavar="PATH", help="sam_vit_b, _l or _h (default, on Toybox alone: its own)"
     )
 
 
@@ -207,8 +207,9 @@ def _work(options: argparse.Namespace, wish: Wish, given: list[Given], terminal:
 def _segmented(options: argparse.Namespace, wish: Wish, given: list[Given], terminal: Terminal) -> Any:
     from pipelines.evaluate.eyes import detector
     from pipelines.marked_masks import MARGIN, Finder, segmented_masks
-    from pipelines.segmenter import load_segmenter
+    from pipelines.segmenter import check_segmenter, load_segmenter
 
+    check_segmenter(options.segmenter, options.base or ("" if options.detector else "toybox"), options.detector or "")
     device, finder = usable_device(options), None
     if options.detector:
         sure = SURE if options.threshold is None else options.threshold

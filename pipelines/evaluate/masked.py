@@ -9,16 +9,32 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import StudioError
 from pipelines.events import Event, Finished, Note, Progress
+from pipelines.files import name_key, printable
 from pipelines.masks import refined_masks
 from pipelines.photos import Photo
 
 if TYPE_CHECKING:
-    from pipelines.concept import Subject
+    from pipelines.concept import Concept, Subject
     from pipelines.evaluate.protocol import Shown
     from pipelines.model import Model
     from pipelines.photos import Mask
 
 Both = tuple[list[Photo], list["Shown"]]
+
+
+def subject_of(concept: Concept, name: str = "") -> tuple[Subject, list[Note]]:
+    """The subject to measure, by its <token> or name, else the first; of several a Note says which.
+
+    StudioError when the concept has no such subject.
+    """
+    wanted = name_key(name.strip("<>"))
+    found = [one for one in concept.subjects if not name or name_key(one.token.strip("<>")) == wanted]
+    if not found:
+        known = ", ".join(one.token for one in concept.subjects)
+        raise StudioError(f"'{printable(concept.name)}' has no subject '{printable(name)}'. It has {known}.")
+    others = [one.token for one in concept.subjects if one != found[0]]
+    said = f"Of '{printable(concept.name)}' {found[0].token} alone is measured, not {', '.join(others)}."
+    return found[0], [Note(said)] if others else []
 
 
 def photos_of(photos: Sequence[Photo], subject: Subject) -> list[Photo]:

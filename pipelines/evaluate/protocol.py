@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import StudioError
-from pipelines.evaluate.masked import photos_of, with_found_masks
+from pipelines.evaluate.masked import photos_of, subject_of, with_found_masks
 from pipelines.evaluate.prompts import with_subject, without_subject
 from pipelines.events import Event, Finished, Progress, Snapshot
 from pipelines.request import usual_guidance
 
 if TYPE_CHECKING:
-    from pipelines.concept import Trained
+    from pipelines.concept import Concept, Subject, Trained
     from pipelines.evaluate.encoders import Features
     from pipelines.events import Picture
     from pipelines.model import Model
@@ -66,6 +66,7 @@ class Wish:
     seed: int = 0
     size: int = 0  # pixels, 0 = the base's own
     masked: bool = False
+    subject: str = ""  # of a concept with several; "" = the first
 
     def check(self) -> None:
         """StudioError for anything that can't be measured."""
@@ -107,6 +108,7 @@ class Evaluation:
     rows: tuple[Measured, ...]
     photos: tuple[Picture, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
+    subject: str = ""  # its <token>
 
     @property
     def measures(self) -> list[str]:
@@ -129,7 +131,8 @@ def evaluate(
     """
     wish.check()
     trained, strength = concept
-    subject = trained.concept.subjects[0]
+    subject, notes = subject_of(trained.concept, wish.subject)
+    yield from notes
     photos = photos_of(photos, subject)
     shown: list[Shown] = []
     for number, prompt in enumerate(wish.prompts):
@@ -148,7 +151,7 @@ def evaluate(
         "guidance": usual_guidance(model.kind) if wish.guidance is None else wish.guidance,
     }
     settings |= {"scheduler": wish.scheduler, "seed": wish.seed, "base": model.id}
-    yield Finished(_evaluation(trained, shown, photos, clip, dino, settings))
+    yield Finished(_evaluation((trained.concept, subject), shown, photos, (clip, dino), settings))
 
 
 def evaluate_painted(
@@ -159,34 +162,35 @@ def evaluate_painted(
     dino: Look | None = None,
     *,
     masker: Model | None = None,
+    subject: str = "",
 ) -> Iterator[Event]:
-    """`evaluate` for pictures that were painted before (see `read_shown`); ends with Finished(Evaluation).
+    """`evaluate` for pictures of the subject that were painted before (see `read_shown`); ends with
+    Finished(Evaluation).
 
     With `masker`, a base without anything attached, masks that nobody painted are found, and the masked measures taken;
     without it they are taken where all photos have masks. StudioError without photos.
     """
-    subject = trained.concept.subjects[0]
-    photos, pictures = photos_of(photos, subject), list(shown)
+    whom, notes = subject_of(trained.concept, subject)
+    yield from notes
+    photos, pictures = photos_of(photos, whom), list(shown)
     if masker is not None:
-        photos, pictures = yield from with_found_masks(masker, photos, pictures, subject.noun)
+        photos, pictures = yield from with_found_masks(masker, photos, pictures, whom.noun)
     settings: dict[str, object] = {"pictures": sum(len(one.pictures) for one in pictures), "painted": "before"}
-    yield Finished(_evaluation(trained, pictures, photos, clip, dino, settings))
+    yield Finished(_evaluation((trained.concept, whom), pictures, photos, (clip, dino), settings))
 
 
 def _evaluation(
-    trained: Trained,
+    who: tuple[Concept, Subject],
     shown: Sequence[Shown],
     photos: Sequence[Photo],
-    clip: LookAndRead,
-    dino: Look | None,
+    eyes: tuple[LookAndRead, Look | None],
     settings: dict[str, object],
 ) -> Evaluation:
-    concept = trained.concept
-    noun = concept.subjects[0].noun
+    (concept, subject), (clip, dino) = who, eyes
     looks = {"clip": clip.name} | ({"dino": dino.name} if dino else {})
     images = tuple(photo.image for photo in photos)
-    rows = measure(shown, photos, noun, clip, dino)
-    return Evaluation(concept.name, noun, concept.method, looks, rows, images, settings)
+    rows = measure(shown, photos, subject.noun, clip, dino)
+    return Evaluation(concept.name, subject.noun, concept.method, looks, rows, images, settings, subject.token)
 
 
 def measure(

@@ -56,6 +56,7 @@ class Line:
     concept: str
     prompt: str
     figures: dict[str, Figure]
+    subject: str = ""  # its <token>, where it is known
 
 
 def figure(groups: Sequence[NDArray[np.float64]], seed: int = 0) -> Figure:
@@ -83,9 +84,10 @@ def lines(evaluations: Sequence[Evaluation]) -> list[Line]:
     found = []
     for one in evaluations:
         groups = {key: [row.values[key] for row in one.rows] for key in one.measures}
-        found.append(Line(one.name, OVERALL, {key: figure(values) for key, values in groups.items()}))
+        found.append(Line(one.name, OVERALL, {key: figure(values) for key, values in groups.items()}, one.subject))
         for row in one.rows:
-            found.append(Line(one.name, row.prompt, {key: figure([row.values[key]]) for key in one.measures}))
+            figures = {key: figure([row.values[key]]) for key in one.measures}
+            found.append(Line(one.name, row.prompt, figures, one.subject))
     return found
 
 
@@ -94,6 +96,7 @@ def as_json(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     return [
         {
             "concept": line.concept,
+            "subject": line.subject,
             "prompt": line.prompt,
             **{
                 key: {"mean": one.mean, "low": one.low, "high": one.high, "n": one.count}
@@ -192,7 +195,7 @@ def _page(evaluations: Sequence[Evaluation], files: dict[tuple[int, int], list[s
         parts.append(f"{html.escape(settings)}</small></p><p>{_images(files[index, -1])}</p>")
         rows = [line for line in lines([one]) if line.prompt != OVERALL]
         for number, line in enumerate(rows):
-            parts.append(f"<h3>{html.escape(with_subject(line.prompt, f'<{one.name}>'))}</h3>")
+            parts.append(f"<h3>{html.escape(with_subject(line.prompt, one.subject or f'<{one.name}>'))}</h3>")
             parts.append(f"<table><tr><th></th>{head}</tr>{_row('', line, keys)}</table>")
             parts.append(f"<p>{_images(files[index, number])}</p>")
     return page("Evaluation", f"<p>Means with 95 % bootstrap intervals.</p>{''.join(parts)}", _STYLE)

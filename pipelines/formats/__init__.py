@@ -10,6 +10,7 @@ A format module has these names (see `Format`):
                                              several subjects "subjects", their tokens, and "nouns"
     write(path, trained) -> list[Path]       the files written into the folder `path`, in the other tool's form
 
+A module may offer further forms to write, for concepts of any method: `forms`, {name: a function like `write`}.
 Pickled files (.pt, .bin) are read through `jail.read_tensors` only.
 """
 
@@ -70,8 +71,16 @@ def read(path: Path) -> dict[str, Any]:
     return {"method": form.method, "format": name} | form.read(path)
 
 
-def write(trained: Trained, folder: Path) -> list[Path]:
-    """Write a concept the way its method's own authors do; StudioError when no format belongs to the method."""
+def write(trained: Trained, folder: Path, form_name: str = "") -> list[Path]:
+    """Write a concept the way its method's own authors do, or in one of the further forms.
+
+    StudioError when no format belongs to the method, there is no such form, or it can't hold the concept.
+    """
+    if form_name:
+        known = {name: write for form in formats().values() for name, write in getattr(form, "forms", {}).items()}
+        if form_name not in known:
+            raise StudioError(f"There is no form '{printable(form_name)}'. Choose {' or '.join(sorted(known))}.")
+        return cast(list[Path], known[form_name](folder, trained))
     for form in formats().values():
         if form.method == trained.concept.method:
             return form.write(folder, trained)

@@ -5,12 +5,15 @@
     unet/config.json, unet/diffusion_pytorch_model.safetensors
 
 Read: the whole output folder, a checkpoint, or a `unet` folder; the newest of each is taken. A `unet/` without learned
-words is a DreamBooth concept tuned in full. Written: the learned words as .bin (which the released code reads) and as
-safetensors, and one complete `unet/`, for which the base is loaded, since a concept may change but a part of it.
+words is a DreamBooth concept tuned in full, and a `text_encoder/` beside it is its text (diffusers' train_dreambooth
+writes both). Learned words without a `unet/` are read by `inversion`. Written: the learned words as .bin (which the
+released code reads) and as safetensors, and one complete `unet/`, for which the base is loaded, since a concept may
+change but a part of it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ from pipelines.errors import StudioError
 from pipelines.files import make_folder, printable, save_tensors, write_json
 from pipelines.formats import inversion
 from pipelines.formats.jail import read_tensors
+from pipelines.formats.notes import concept_note, concept_noted, params_noted
 from pipelines.intake import WEIGHTS_LIMIT, load_tensors
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ title = "AttnDreamBooth's folders, or a unet/ checkpoint"
 
 UNET, EMBEDS = "unet", "learned_embeds"
 WEIGHTS = "diffusion_pytorch_model"
+TEXTS, TEXT_WEIGHTS = ("text_encoder", "text_encoder_2"), ("model.safetensors", "pytorch_model.bin")
+_WRAPPER, _OUTSIDE = "text_model.", "text_projection."  # around a text encoder's paths, and what stands outside it
 _PIPELINE = "model_index.json"  # a whole base, not a concept
 _MESSAGE = "Choose AttnDreamBooth's output folder, or one of its checkpoints."
 
@@ -46,21 +52,37 @@ def read(path: Path) -> dict[str, Any]:
     file = _unet_file(path)
     if file is None:
         raise StudioError(f"'{printable(path.name)}' has no {UNET}/{WEIGHTS}.safetensors. {_MESSAGE}")
-    pickled = file.suffix == ".bin"
-    content = read_tensors(file, WEIGHTS_LIMIT) if pickled else load_tensors(file)[0]
-    if not isinstance(content, dict):
-        raise StudioError(f"'{printable(file.name)}' is no UNet. {_MESSAGE}")
+    content, metadata = _loaded(file)
     weights = {f"{UNET}.{name}": values.float() for name, values in content.items()}
     embeds = _embeds_file(path)
     if embeds is None:
-        params = {"tune": "full", "prior_weight": 0.0}
-        return {"method": "dreambooth", "tensors": weights, "params": params}
+        text = _text_weights(file.parent.parent)
+        params = {"tune": "full", "prior_weight": 0.0, "train_text_encoder": bool(text)} | params_noted(metadata)
+        return {"method": "dreambooth", "tensors": weights | text, "params": params} | concept_noted(metadata)
     words = inversion.read(embeds)
     return {
         "tensors": words["tensors"] | weights,
         "params": {"tokens": words["params"]["tokens"], "identity": "full"},
         "name": words["name"],
-    }
+    } | concept_noted(metadata)
+
+
+def _loaded(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    content, metadata = (read_tensors(file, WEIGHTS_LIMIT), {}) if file.suffix == ".bin" else load_tensors(file)
+    if not isinstance(content, dict):
+        raise StudioError(f"'{printable(file.name)}' holds one bare tensor. {_MESSAGE}")
+    return content, metadata
+
+
+def _text_weights(folder: Path) -> dict[str, Tensor]:
+    """The text encoders beside a `unet/`, under our names; {} where there are none, or where they are a base's."""
+    found: dict[str, Tensor] = {}
+    for part in () if (folder / _PIPELINE).exists() else TEXTS:
+        files = [folder / part / name for name in TEXT_WEIGHTS if (folder / part / name).is_file()]
+        for name, values in _loaded(files[0])[0].items() if files else ():
+            if values.is_floating_point():  # older versions of transformers saved the positions' numbers too
+                found[f"{part}.{name.removeprefix(_WRAPPER)}"] = values.float()
+    return found
 
 
 def write(path: Path, trained: Trained) -> list[Path]:
@@ -80,7 +102,8 @@ def write(path: Path, trained: Trained) -> list[Path]:
 
 
 def write_unet(path: Path, trained: Trained) -> list[Path]:
-    """`unet/` of diffusers in the folder `path`: the concept's base with the concept in it.
+    """`unet/` of diffusers in the folder `path`: the concept's base with the concept in it; `text_encoder/` as well
+    where the text learned.
 
     StudioError when the base can't be loaded by its name, or isn't the one the concept was trained on.
     """
@@ -110,8 +133,28 @@ def write_checkpoint(path: Path, model: Model, trained: Trained) -> list[Path]:
     make_folder(path / UNET)
     files = [path / UNET / "config.json", path / UNET / f"{WEIGHTS}.safetensors"]
     write_json(files[0], {"_class_name": type(model.unet).__name__} | config)
-    save_tensors(files[1], weights, {"format": "pt"})
-    return files
+    save_tensors(files[1], weights, concept_note(trained.concept))
+    return files + _write_texts(path, model, trained)
+
+
+def _write_texts(path: Path, model: Model, trained: Trained) -> list[Path]:
+    """The text encoders that learned, each a folder as transformers reads it."""
+    written: list[Path] = []
+    for part, encoder in zip(TEXTS, model.text_encoders, strict=False):
+        if not any(name.startswith(f"{part}.") for name in trained.tensors):
+            continue
+        weights = {}
+        for name, base in encoder.state_dict().items():
+            plain = name.removeprefix(_WRAPPER)
+            theirs = plain if plain.startswith(_OUTSIDE) else _WRAPPER + plain
+            weights[theirs] = trained.tensors.get(f"{part}.{plain}", base).detach().to("cpu").float()
+        make_folder(path / part)
+        files = [path / part / "config.json", path / part / TEXT_WEIGHTS[0]]
+        config = json.loads(encoder.config.to_json_string(use_diff=False))
+        write_json(files[0], config | {"architectures": [type(encoder).__name__]})
+        save_tensors(files[1], weights, {"format": "pt"})
+        written += files
+    return written
 
 
 def checkpoint(model: Model, trained: Trained) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ is, with a warning where it is not on the subject's word. Words may also be a co
 colour alone. The layout is only read when it is needed: when steps are guided, or for such a concept.
 
 The original takes its guided steps twice by their number alone, also with a weight of 0. So it is here when these are
-all steps; when they are fewer and nothing is guided, no step is taken again, and the person is told. Departure: the
-same subject twice at the same token is refused; there, it acts twice as strongly.
+all steps; when they are fewer and nothing is guided, no step is taken again, and the person is told. Departures: the
+same subject twice at the same token is refused (there, it acts twice as strongly), and so are a colour that the layout
+lacks and words that the prompt lacks (there, a warning, and it is painted without them).
 """
 
 from __future__ import annotations
@@ -90,6 +91,12 @@ class Config:
         """
         names = "_".join(sorted(subject.name for subject in self.subjects))
         return f"{plain_name(names)}/{plain_name('_'.join(self.prompt.split()))}"
+
+    @property
+    def legacy_folder(self) -> str:
+        """The same to the letter, as on Linux: "<dog>_<cat>/A_dog,_a_cat.". What would lead elsewhere is left out."""
+        names = "_".join(sorted(subject.name for subject in self.subjects))
+        return f"{_one_level(names)}/{_one_level('_'.join(self.prompt.split()))}"
 
     def wrong(self, field: str, problem: str) -> StudioError:
         """The one sentence about a field."""
@@ -215,6 +222,13 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= 1e30  # a whole number may be too large for a float
+
+
+def _one_level(name: str) -> str:
+    """One folder's name and no way to another."""
+    kept = "".join(letter for letter in name if letter.isprintable() and letter not in "/\\")
+    kept = kept.encode()[:240].decode(errors="ignore")
+    return plain_name(kept) if not kept.strip(". ") or re.match(r"[A-Za-z]:", kept) else kept
 
 
 def plain_name(name: str) -> str:

@@ -2,7 +2,8 @@
 
     {"<asset0>": (width,), "<asset1>": (width,), ...}    learned_embeds.bin (theirs) or .safetensors (ours)
 
-The file names neither nouns nor a base. Shifts of a second phase lie beside it in a folder, as SVDiff's files.
+The file names neither nouns nor a base; ours note both in their metadata. Shifts of a second phase lie beside it in a
+folder, as SVDiff's files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pipelines.concept import Trained
 from pipelines.errors import StudioError
 from pipelines.files import printable
 from pipelines.formats import inversion, svdiff
+from pipelines.formats.notes import concept_noted
 from pipelines.intake import read_header
 
 if TYPE_CHECKING:
@@ -26,13 +28,18 @@ title = "learned_embeds of several tokens (ConceptExpress)"
 
 
 def detect(path: Path) -> bool:
-    """A file of learned tokens of one encoder, or a folder with one: several, each with a name in <>. Nothing is
-    unpickled."""
+    """A file of learned tokens of one encoder, or a folder with one: several, each with a name in <>; in a folder one
+    alone as well where shifts lie beside it. Nothing is unpickled."""
     file = inversion.newest(path)
     if file is None or not file.is_file() or not inversion.detect(file):
         return False
     names = _names(file)
-    return len(names) > 1 and all(name.endswith(">") and "_v" not in name for name in names)
+    several = len(names) > 1 and all(name.endswith(">") and "_v" not in name for name in names)
+    return several or _shifted(path)
+
+
+def _shifted(path: Path) -> bool:
+    return path.is_dir() and svdiff.detect(path)
 
 
 def _names(file: Path) -> list[str]:
@@ -48,25 +55,47 @@ def _names(file: Path) -> list[str]:
 
 def read(path: Path) -> dict[str, Any]:
     """The rows under our names with the shifts that lie beside them in a folder, and "subjects": the tokens in their
-    order. StudioError when it holds something else."""
+    order. Several rows for each are Textual Inversion's. StudioError when it holds something else."""
     file = inversion.newest(path) or path
     embeds = inversion.read_embeds(file)
-    if len(embeds) < 2 or any(len(rows) != 1 for rows in embeds.values()):
-        raise StudioError(
-            f"'{printable(path.name)}' holds no tokens of several subjects, one row each. Choose another."
-        )
-    if len({rows.shape[-1] for rows in embeds.values()}) > 1:
-        raise StudioError(f"The tokens of '{printable(file.name)}' are of different widths. Choose another file.")
+    found = _one(path, file) if len(embeds) == 1 or set(embeds) == set(inversion.SDXL) else _several(path, file, embeds)
+    if not _shifted(path):
+        return found
+    if found.get("method", method) != method:
+        raise StudioError(f"'{printable(path.name)}' holds shifts beside tokens of several rows. Choose one of both.")
+    shifts = svdiff.read(path)
+    kept = {key: value for key, value in shifts["params"].items() if key in ("mode_1d", "train_text_encoder")}
+    return found | {"tensors": found["tensors"] | shifts["tensors"], "params": kept | {"shift_steps": 1}}
+
+
+def _one(path: Path, file: Path) -> dict[str, Any]:
+    found = inversion.read(file)
+    if found["params"]["tokens"] > 1:
+        raise StudioError(f"'{printable(path.name)}' has shifts beside a token of several rows. Choose one of both.")
+    return found | {"params": {}}
+
+
+def _several(path: Path, file: Path, embeds: dict[str, Tensor]) -> dict[str, Any]:
     import torch
 
-    tokens = sorted(embeds, key=_counted)  # a safetensors file keeps no order
-    rows: Tensor = torch.cat([embeds[token] for token in tokens])
-    found: dict[str, Any] = {"tensors": {inversion.KEYS[0]: rows}, "params": {}}
-    if path.is_dir() and svdiff.detect(path):
-        shifts = svdiff.read(path)
-        kept = {key: value for key, value in shifts["params"].items() if key in ("mode_1d", "train_text_encoder")}
-        found = {"tensors": found["tensors"] | shifts["tensors"], "params": kept | {"shift_steps": 1}}
-    return found | {"subjects": tokens, "name": path.stem}
+    if len({rows.shape[-1] for rows in embeds.values()}) > 1:
+        raise StudioError(f"The tokens of '{printable(file.name)}' are of different widths. Choose another file.")
+    counts = {len(rows) for rows in embeds.values()}
+    if len(counts) > 1:
+        raise StudioError(
+            f"'{printable(path.name)}' holds no tokens of several subjects, equally many rows each. Choose another."
+        )
+    notes = inversion.noted(file)
+    said = concept_noted(notes)
+    if set(said.get("subjects", ())) != set(embeds):  # somebody else wrote or changed it
+        notes, said = {}, {}
+    tokens = said.get("subjects") or sorted(embeds, key=_counted)  # a safetensors file keeps no order
+    found: dict[str, Any] = {"tensors": {inversion.KEYS[0]: torch.cat([embeds[token] for token in tokens])}}
+    each = counts.pop()
+    if each > 1 or notes.get("attune_method") == inversion.method:
+        params = {"tokens": each, "with_noun": inversion.with_noun_noted(notes)}
+        found |= {"method": inversion.method, "params": params}
+    return {"params": {}, "name": path.stem} | found | said | {"subjects": tokens}
 
 
 def _counted(token: str) -> list[str | int]:

@@ -5,7 +5,8 @@
     {"string_to_param": {"*": (tokens, width)}, ...}    A1111, .pt
     {"clip_l": (tokens, 768), "clip_g": (tokens, 1280)} SDXL, one entry for each text encoder
 
-None of them says for which base or noun it was made. We write safetensors by default; `.bin` where a tool wants it.
+None of them says for which base or noun it was made; ours note it in their metadata. We write safetensors by default;
+`.bin` where a tool wants it. In a folder the newest file counts, of AttnDreamBooth's that in its `learned_embeds/`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from pipelines.concept import Trained
 from pipelines.errors import StudioError
 from pipelines.files import make_folder, printable, save_tensors, write_atomic
 from pipelines.formats.jail import pickle_codes, read_tensors
+from pipelines.formats.notes import concept_note, concept_noted
 from pipelines.intake import load_tensors, read_header
 
 if TYPE_CHECKING:
@@ -28,12 +31,13 @@ if TYPE_CHECKING:
 method = "textual_inversion"
 title = "learned_embeds (Textual Inversion)"
 
-FILE = "learned_embeds.safetensors"
+FILE, _FOLDER = "learned_embeds.safetensors", "learned_embeds"
 A1111, SDXL = "emb_params", ("clip_l", "clip_g")
 KEYS = ("tokens.text_encoder", "tokens.text_encoder_2")  # ours
 PICKLED = (".bin", ".pt")
 _NUMBERED = re.compile(r"^(.*)_v(\d+)$")
 _PARAM = "string_to_param/"
+_WITH_NOUN = "attune_with_noun"
 _MOST_TOKENS, _WIDTHS = 75, (8, 4096)
 _PICKLE_LIMIT = 65_536  # bytes; a dictionary of a few tensors has some hundreds
 _MESSAGE = "Choose a learned_embeds file, or an embedding for A1111."
@@ -58,9 +62,10 @@ def read(path: Path) -> dict[str, Any]:
     content = _content(file)
     embeds = _grouped(content)
     what = f"'{printable(file.name)}'"
+    notes = noted(file)
     if set(embeds) == set(SDXL):
         rows = dict(zip(KEYS, (embeds[key] for key in SDXL), strict=True))
-        return _found(rows, file.stem, with_noun=False)
+        return _found(rows, file.stem, with_noun_noted(notes)) | concept_noted(notes)
     if len(embeds) > 1:
         names = ", ".join(printable(name, 30) for name in list(embeds)[:5])
         raise StudioError(
@@ -69,7 +74,8 @@ def read(path: Path) -> dict[str, Any]:
     ((token, values),) = embeds.items()
     plain = token.strip("<>*")
     released = _NUMBERED.match(next(iter(content)))  # AttnDreamBooth's words stand before their noun
-    return _found({KEYS[0]: values}, plain or file.stem, with_noun=released is not None)
+    with_noun = released is not None or with_noun_noted(notes)
+    return _found({KEYS[0]: values}, plain or file.stem, with_noun) | concept_noted(notes)
 
 
 def write(path: Path, trained: Trained) -> list[Path]:
@@ -78,8 +84,22 @@ def write(path: Path, trained: Trained) -> list[Path]:
     if target.exists():
         raise StudioError(f"{target} is already there. Choose another folder.")
     make_folder(path)
-    write_embeds(target, embeds_of(trained))
+    with_noun = {_WITH_NOUN: "1"} if trained.concept.params.get("with_noun") else {}
+    write_embeds(target, embeds_of(trained), concept_note(trained.concept) | with_noun)
     return [target]
+
+
+def noted(file: Path) -> dict[str, str]:
+    """What our own metadata says; {} of pickles and of files without any."""
+    if file.suffix.lower() in PICKLED:
+        return {}
+    metadata: dict[str, str] = read_header(file).get("__metadata__", {})
+    return metadata
+
+
+def with_noun_noted(notes: Mapping[str, str]) -> bool:
+    """Whether the noun follows the tokens in a prompt."""
+    return notes.get(_WITH_NOUN) == "1"
 
 
 def embeds_of(trained: Trained) -> dict[str, Tensor]:
@@ -105,16 +125,17 @@ def read_embeds(path: Path) -> dict[str, Tensor]:
     return _grouped(_content(path))
 
 
-def write_embeds(path: Path, embeds: Mapping[str, Tensor]) -> None:
+def write_embeds(path: Path, embeds: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
     """`embeds` (token -> (tokens, width)) as diffusers reads them; pickled where the name ends in .bin or .pt.
 
-    A token of one row is written as (width,), which is what most tools expect.
+    A token of one row is written as (width,), which is what most tools expect. `notes` are a safetensors file's
+    metadata.
     """
     content = {
         name: (rows[0] if rows.ndim == 2 and len(rows) == 1 and name not in SDXL else rows).detach().float().cpu()
         for name, rows in embeds.items()
     }
-    _save(path, content)
+    _save(path, content, notes)
 
 
 def write_numbered(path: Path, token: str, rows: Tensor) -> None:
@@ -122,9 +143,31 @@ def write_numbered(path: Path, token: str, rows: Tensor) -> None:
     _save(path, {f"{token}_v{number}": row.detach().float().cpu() for number, row in enumerate(rows)})
 
 
-def write_a1111(path: Path, rows: Tensor) -> None:
+def write_a1111(path: Path, rows: Tensor, notes: Mapping[str, str] | None = None) -> None:
     """{"emb_params": (tokens, width)} as safetensors, which A1111 and its followers read by the file's name."""
-    save_tensors(path, {A1111: rows.detach().float()})
+    save_tensors(path, {A1111: rows.detach().float()}, notes)
+
+
+def write_embedding(path: Path, trained: Trained) -> list[Path]:
+    """A file for A1111 in the folder `path` for each subject, called as it is. StudioError for what has weights too."""
+    concept, embeds = trained.concept, embeds_of(trained)
+    if set(trained.tensors) - set(KEYS):
+        raise StudioError(f"'{concept.name}' changes weights too, which an embedding can't hold. Export it as a zip.")
+    targets = [path / f"{subject.token.strip('<>')}.safetensors" for subject in concept.subjects]
+    for target in targets:
+        if target.exists():
+            raise StudioError(f"{target} is already there. Choose another folder.")
+    make_folder(path)
+    for subject, target in zip(concept.subjects, targets, strict=True):
+        notes = concept_note(replace(concept, name=target.stem, subjects=(subject,)))
+        if set(embeds) == set(SDXL):
+            write_embeds(target, embeds, notes)
+        else:
+            write_a1111(target, embeds[subject.token], notes)
+    return targets
+
+
+forms = {"a1111": write_embedding}
 
 
 def _content(path: Path) -> dict[str, Tensor]:
@@ -143,9 +186,9 @@ def _content(path: Path) -> dict[str, Tensor]:
     return {key: _rows(value, key, what) for key, value in content.items()}
 
 
-def _save(path: Path, content: dict[str, Tensor]) -> None:
+def _save(path: Path, content: dict[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
     if path.suffix.lower() not in PICKLED:
-        save_tensors(path, content)
+        save_tensors(path, content, notes)
         return
     import torch
 
@@ -190,13 +233,18 @@ def newest(path: Path) -> Path | None:
     """The file itself, or the newest learned_embeds file of a folder (the one of the most steps)."""
     if not path.is_dir():
         return path
-    found = [file for end in (".safetensors", *PICKLED) for file in path.glob(f"learned_embeds*{end}")]
-    return max(found, key=_steps, default=None)
+    for folder in (path, path / _FOLDER):
+        found = [file for end in (".safetensors", *PICKLED) for file in folder.glob(f"learned_embeds*{end}")]
+        if found:
+            return max(found, key=_steps)
+    return None
 
 
 def _steps(file: Path) -> tuple[int, bool]:
+    """Without a number it is the last one, but for what ConceptExpress keeps of the step that merges split tokens."""
     numbers = re.findall(r"\d+", file.stem)
-    return int(numbers[-1]) if numbers else 1 << 62, file.suffix == ".safetensors"  # without a number: the last one
+    steps = -1 if "merging" in file.stem else int(numbers[-1]) if numbers else 1 << 62
+    return steps, file.suffix == ".safetensors"
 
 
 def _looks_plain(file: Path) -> bool:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.concept import Trained
 from pipelines.errors import StudioError
-from pipelines.files import make_folder, printable, save_tensors
-from pipelines.formats.several import subjects_note, subjects_noted
+from pipelines.files import make_folder, printable, save_tensors, write_json
+from pipelines.formats.notes import concept_note, concept_noted, params_noted
 from pipelines.intake import load_tensors, read_header, read_json
 
 if TYPE_CHECKING:
@@ -84,15 +84,16 @@ def read(path: Path) -> dict[str, Any]:
         "targets": _targets(tensors),
         "train_text_encoder": any(not name.startswith("unet.") for name in layers),
     }
-    params |= _written_params(metadata)
+    params |= params_noted(metadata)
     ours = {"method": "segmix"} if metadata.get("attune_method") == "segmix" else {}
     if ours:
         del params["tune"]
-    return {"tensors": tensors, "params": params} | ours | _described(metadata)
+    return {"tensors": tensors, "params": params} | ours | concept_noted(metadata)
 
 
 def write(path: Path, trained: Trained) -> list[Path]:
-    """The file in the folder `path`; a concept tuned in full becomes a `unet/` checkpoint instead."""
+    """The file in the folder `path`; a concept tuned in full becomes a `unet/` checkpoint instead, with
+    `text_encoder/` where the text learned."""
     if not any(key.endswith(DOWN) for key in trained.tensors):
         from pipelines.formats.attndreambooth import write_unet
 
@@ -101,8 +102,37 @@ def write(path: Path, trained: Trained) -> list[Path]:
     target = path / FILE
     if target.exists():
         raise StudioError(f"{target} is already there. Choose another folder.")
-    save_tensors(target, lora_file(trained), _metadata(trained))
+    save_tensors(target, lora_file(trained), concept_note(trained.concept))
     return [target]
+
+
+def write_peft(path: Path, trained: Trained) -> list[Path]:
+    """The UNet's change as an adapter of peft itself, `PeftModel.from_pretrained(unet, path)`, in the folder `path`.
+
+    StudioError for a concept without low-rank weights, and for one whose text learned: an adapter is of one model.
+    """
+    factors = lora_file(trained)
+    if not factors or len(factors) < len(trained.tensors) or not all(key.startswith("unet.") for key in factors):
+        raise StudioError(
+            f"peft's own form holds low-rank changes of the UNet alone, and '{trained.concept.name}' isn't that. "
+            "Export it as a zip."
+        )
+    files = [path / _PEFT_FILE, path / _PEFT_CONFIG]
+    for file in files:
+        if file.exists():
+            raise StudioError(f"{file} is already there. Choose another folder.")
+    make_folder(path)
+    plain = {key.removeprefix("unet."): values for key, values in factors.items()}
+    rank = next(len(values) for key, values in plain.items() if key.endswith(DOWN))
+    content = {f"base_model.model.{key}": values for key, values in plain.items()}
+    save_tensors(files[0], content, concept_note(trained.concept))
+    layers = sorted(key.removesuffix(DOWN) for key in plain if key.endswith(DOWN))
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": layers, "inference_mode": True}
+    write_json(files[1], config | {"base_model_name_or_path": trained.concept.base_model.get("id") or None})
+    return files
+
+
+forms = {"peft": write_peft}
 
 
 def lora_file(trained: Trained) -> dict[str, Tensor]:
@@ -169,29 +199,3 @@ def _targets(tensors: dict[str, Tensor]) -> str:
     unet = [key for key in tensors if key.startswith("unet.")]
     attention = re.compile(r"\.attn\d\.to_(q|k|v|out\.0)\.lora_[AB]\.weight$")
     return "attention" if all(attention.search(key) for key in unet) else "all-linear"
-
-
-def _metadata(trained: Trained) -> dict[str, str]:
-    concept = trained.concept
-    base = concept.base_model
-    known = {"format": "pt", "attune_name": concept.name, "attune_method": concept.method}
-    known |= {"attune_base": base.get("id", ""), "attune_fingerprint": base.get("fingerprint", "")}
-    if concept.subjects:
-        known["attune_noun"] = concept.subjects[0].noun
-    if concept.params.get("rare_word"):
-        known["attune_rare_word"] = str(concept.params["rare_word"])
-    return known | subjects_note(concept)
-
-
-def _written_params(metadata: dict[str, str]) -> dict[str, Any]:
-    return {"rare_word": metadata["attune_rare_word"]} if metadata.get("attune_rare_word") else {}
-
-
-def _described(metadata: dict[str, str]) -> dict[str, Any]:
-    """What our own metadata tells beyond the factors."""
-    found: dict[str, Any] = {
-        key: metadata[f"attune_{key}"] for key in ("name", "noun") if metadata.get(f"attune_{key}")
-    }
-    if metadata.get("attune_fingerprint"):
-        found["base"] = {"id": metadata.get("attune_base", ""), "fingerprint": metadata["attune_fingerprint"]}
-    return found | subjects_noted(metadata)

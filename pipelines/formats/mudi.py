@@ -82,7 +82,10 @@ def read_dataset(folder: Path, name: str = FILE) -> Dataset:
     rows = tuple(_row(f"{name}, line {number}", number, content, folder, phrases) for number, content in lines)
     missing = [id for id in phrases if not any(row.id == id for row in rows)]
     if missing:
-        raise StudioError(f"{name} has no picture of {', '.join(map(repr, missing))}. Add one, or take the id out.")
+        raise StudioError(
+            f"{name}, line {first[0]}: no other line has a picture of {', '.join(map(repr, missing))}. Add one, or "
+            "take the id out."
+        )
     return Dataset(file, phrases, rows, first[0])
 
 

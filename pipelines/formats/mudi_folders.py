@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.captions import caption_bytes
 from pipelines.errors import StudioError
 from pipelines.files import write_atomic
-from pipelines.formats.mudi import CLASS_FILE, FILE, Dataset, class_pictures_of, photos_of, png, write_dataset
+from pipelines.formats.mudi import CLASS_FILE, Dataset, class_pictures_of, photos_of, png, write_dataset
 from pipelines.photos import Photo
 
 
@@ -42,7 +42,10 @@ def check_classes(dataset: Dataset, classes: Dataset) -> None:
     """StudioError when class pictures are of other ids than the photos: nothing would tie them together."""
     if dataset.phrases.keys() != classes.phrases.keys():
         here, there = (", ".join(sorted(one.phrases)) for one in (dataset, classes))
-        raise StudioError(f"{CLASS_FILE} is about {there}, but {FILE} about {here}. Use the same ids in both.")
+        raise StudioError(
+            f"{classes.where(classes.first)} is about {there}, but {dataset.where(dataset.first)} about {here}. Use "
+            "the same ids in both."
+        )
 
 
 def renamed_classes(classes: Dataset, target: Path, names: Mapping[str, str]) -> Path:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.concept import Trained
+from pipelines.concept import Subject, Trained
 from pipelines.errors import StudioError
 from pipelines.files import write_atomic
 from pipelines.formats import lora
@@ -37,7 +38,11 @@ def read(path: Path) -> dict[str, Any]:
     if weights is None or metadata is None:
         raise StudioError(f"There is no {lora.FILE} with a {FILE} in '{path.name}'. Choose MuDI's output folder.")
     found = lora.read(weights)
-    subjects, rare = words_of(*read_phrases(metadata))
+    phrases, where = read_phrases(metadata)
+    subjects, rare = words_of(phrases, where)
+    noted = tuple(map(Subject, found.get("subjects", ()), found.get("nouns", ())))
+    if phrases == _phrases(noted, found["params"].get("rare_word", "")):  # ours, which need no rare words
+        subjects, rare = noted, found["params"]["rare_word"]
     params = {name: value for name, value in found["params"].items() if name != "tune"} | {"rare_word": rare}
     named = {"subjects": [one.token for one in subjects], "nouns": [one.noun for one in subjects]}
     return {key: found[key] for key in ("tensors", "name", "base") if key in found} | {"params": params} | named
@@ -47,15 +52,19 @@ def write(path: Path, trained: Trained) -> list[Path]:
     """Both files in the folder `path`. StudioError when one is there already."""
     if (path / FILE).exists():
         raise StudioError(f"{path / FILE} is already there. Choose another folder.")
-    concept = trained.concept
-    rare = [*str(concept.params.get("rare_word", "")).split(), *[""] * len(concept.subjects)]
-    phrases = {
-        subject.token.strip("<>"): f"{word} {subject.noun}".strip()
-        for subject, word in zip(concept.subjects, rare, strict=False)
-    }
+    phrases = _phrases(trained.concept.subjects, str(trained.concept.params.get("rare_word", "")))
     written = lora.write(path, trained)
     write_atomic(path / FILE, (json.dumps({"id": phrases}, ensure_ascii=False) + "\n").encode())
     return [*written, path / FILE]
+
+
+def _phrases(subjects: Sequence[Subject], rare: str) -> dict[str, str]:
+    """What the subjects are called, by id."""
+    words = [*rare.split(), *[""] * len(subjects)]
+    return {
+        subject.token.strip("<>"): f"{word} {subject.noun}".strip()
+        for subject, word in zip(subjects, words, strict=False)
+    }
 
 
 def _weights(path: Path) -> Path | None:

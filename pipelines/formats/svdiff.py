@@ -64,7 +64,7 @@ def read(path: Path) -> dict[str, Any]:
         "mode_1d": _mode(tensors),
         "train_text_encoder": any(not key.startswith("unet.") for key in tensors),
     }
-    if notes.get("rare_word"):
+    if "rare_word" in notes:  # an empty one is a choice too
         params["rare_word"] = notes["rare_word"]
     return {"tensors": tensors, "params": params} | _described(notes)
 

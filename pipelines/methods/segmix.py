@@ -20,6 +20,9 @@ Departures from the released code:
   (`segmix_start_step` is 0 in all its commands).
 - Class pictures are mixed when their photo is (`mix_class`), as there; where no masks of them are handed in, those of
   the base's attention serve, and a picture without one is not mixed.
+- SDXL is told each row's real size, crop and target (there, a constant 1024 and no crop, also where it crops).
+- Masks come down to latent cells as means of their areas (there, bilinearly, without smoothing).
+- Low-rank files are read and written as diffusers and peft have them today; older spellings are read.
 """
 
 from __future__ import annotations

@@ -270,6 +270,19 @@ def test_shifts_lie_beside_the_tokens_and_come_back(tmp_path: Path) -> None:
     assert torch.equal(*states)
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_the_shifts_of_one_subject_come_back_too(kind: str, tmp_path: Path) -> None:
+    model, params = tiny_model(kind), settings(steps=1, shift_steps=1, shift_lr=0.1)
+    (*_, last) = train(model, extract, data(model, params, BOTH[:1]), params, seed=5)
+    assert isinstance(last, Finished)
+    one: Trained = last.value
+    formats.write(one, tmp_path / "out")
+    back = import_original(tmp_path / "out", name="", noun="")
+    assert (back.concept.method, back.concept.subjects, back.concept.name) == ("extract", (CAT,), one.concept.name)
+    assert back.tensors.keys() == one.tensors.keys()
+    assert all(torch.equal(value, back.tensors[key]) for key, value in one.tensors.items())
+
+
 def test_a_subject_that_nothing_points_at_is_refused(tmp_path: Path) -> None:
     """One mask for both, or none of one of them: it would train on nothing without a word."""
     mask = np.full((64, 64), 255, np.uint8)
