@@ -86,14 +86,15 @@ def class_finder(
     """By attention; or by a `detector` ("toybox", or an OWLv2 by Hub id or folder) that is at least so `sure`.
 
     Its boxes are cut out by Segment Anything from the checkpoint `segmenter`, "" = the embedded. `cache` as in
-    `by_attention`.
+    `by_attention`. StudioError as `check_segmenter`.
     """
     if not detector:
         return by_attention(model, cache)
     from pipelines.evaluate.eyes import detector as named
     from pipelines.marked_masks import Finder, by_detector
-    from pipelines.segmenter import load_segmenter
+    from pipelines.segmenter import check_segmenter, load_segmenter
 
+    check_segmenter(segmenter, model.kind, detector)
     device = str(model.device)
     finder = Finder(named(detector, threshold=sure, device=device), margin=0.0)
     return by_detector(load_segmenter(segmenter, device), finder)

@@ -218,9 +218,10 @@ def start_masks(
     wish.check()
 
     def detected() -> Iterator[Event]:
-        from pipelines import Finder, load_segmenter, segmented_masks
+        from pipelines import Finder, check_segmenter, load_segmenter, segmented_masks
         from pipelines import detector as find
 
+        check_segmenter(look.segmenter, detector=look.detector)
         device = "cpu" if studio.base.model is None else str(studio.base.model.device)
         finder = Finder(find(look.detector, threshold=look.sure, device=device), look.margin)
         yield from segmented_masks(load_segmenter(look.segmenter, device), wish, finder=finder)
@@ -244,8 +245,9 @@ def start_outline(studio: Studio, image: Any, at: Sequence[float], where: str, a
         )
 
     def work() -> Iterator[Event]:
-        from pipelines import load_segmenter
+        from pipelines import check_segmenter, load_segmenter
 
+        check_segmenter(where, base=studio.base.where)
         device = "cpu" if studio.base.model is None else str(studio.base.model.device)
         segmenter = load_segmenter(where, device)
         segmenter.look(image)

@@ -102,6 +102,12 @@ def test_a_click_can_ask_the_bases_attention(studio: Studio) -> None:
             assert studio.view(job).result.shape == (80, 120)
 
 
+def test_the_embedded_segmenter_is_asked_about_toybox_alone(studio: Studio) -> None:
+    assert studio.base.where != "toybox"
+    job = start_outline(studio, np.zeros((80, 120, 3), np.uint8), (60, 40), "")
+    assert job.wait(60) and job.state == "failed" and "knows only Toybox's own world" in job.error
+
+
 def test_a_set_is_handed_out_in_mudis_form(studio: Studio, tmp_path: Path) -> None:
     dataset = photo_set(studio, tmp_path / "photos")
     thing = {"photos": "", "noun": "cat", "name": "my-cat"}

@@ -44,7 +44,6 @@ def add(commands: argparse._SubParsersAction[Parser], argv: Sequence[str]) -> No
 def run(options: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.class_masks import PROMPT, ClassWish, class_finder, masked_class_pictures
     from pipelines.formats.mudi import CLASS_FILE
-    from pipelines.segmenter import check_segmenter
 
     names = options.name or ["-".join(noun.split()) for noun in options.noun]
     for name in names:
@@ -61,8 +60,6 @@ def run(options: argparse.Namespace, terminal: Terminal) -> None:
     model = open_base(options, terminal)
     sure = SURE if options.threshold is None else options.threshold
     cache = None if options.detector else open_workspace(options).root / "masks"
-    if options.detector:
-        check_segmenter(options.segmenter, model.kind, options.detector)
     find = class_finder(model, options.detector or "", options.segmenter, sure, cache)
     classes = dict(zip(names, options.noun, strict=True))
     try:
