@@ -10,7 +10,7 @@ from pipelines.evaluate.claim import FIRST, Arm, Check, Outcome, Settings
 from pipelines.evaluate.paired import Values
 
 if TYPE_CHECKING:
-    from pipelines.evaluate.lab import Lab, Lesson
+    from pipelines.evaluate.lab import Lab, Lesson, Masks
 
 name, order = "extraction", 3
 title = "Many subjects from one photo"
@@ -26,13 +26,23 @@ shown = ("own subject", "likeness", "the other beside it", "overlap of maps")
 RATES: tuple[Settings, ...] = tuple(
     {"lr": a, "shift_lr": b} for a, b in ((1e-3, 5e-3), (1e-3, 1e-2), (3e-3, 1e-2), (1e-3, 2e-2))
 )
-arms = (Arm("masks", RATES), Arm("joint", RATES))
+arms = (
+    Arm("masks", RATES),
+    Arm("joint", RATES),
+    # why the two differ, and nothing else: how far the masks that attention finds, and the prompts, matter
+    Arm("true masks", like="masks", extra=True),
+    Arm("masks, all named", like="masks", extra=True),
+)
 checks = (
     Check("own subject", "masks", "joint"),
     Check("overlap of maps", "masks", "joint", more=False),
     # thought of when the first pictures were seen, so it decides nothing: the surest toy may be right in a crowd
     Check("the other beside it", "masks", "joint", more=False, decides=False),
+    Check("own subject", "true masks", "masks", decides=False),
+    Check("own subject", "masks, all named", "masks", decides=False),
+    Check("own subject", "masks, all named", "joint", decides=False),
 )
+MASKS: dict[str, Masks] = {"joint": "none", "true masks": "true"}
 
 
 def merit(values: Values) -> float:
@@ -48,7 +58,9 @@ def lesson(arm: Arm, seed: int, settings: Settings) -> Lesson:
     wanted = dict(settings)
     if arm.name == "joint":
         wanted |= {"attention": "off", "masked_loss": False, "schedule": "all"}  # "a photo of <a>" would not be true
-    masks: labs.Masks = "found" if arm.name == "masks" else "none"
+    if arm.name.endswith("all named"):
+        wanted |= {"schedule": "all"}
+    masks = MASKS.get(arm.name, "found")
     return labs.Lesson("extract", (Shoot(tuple(labs.unlike(40 * seed, 2)), 1),), labs.settings(wanted), masks)
 
 
