@@ -22,7 +22,7 @@ about = (
     "Each is then painted alone, and both together, where the overlap of the two tokens' attention is measured."
 )
 seeds = range(FIRST, FIRST + 12)
-shown = ("own subject", "likeness", "the other beside it", "overlap of maps")
+shown = ("own subject", "likeness", "overlap of maps")
 RATES: tuple[Settings, ...] = tuple(
     {"lr": a, "shift_lr": b} for a, b in ((1e-3, 5e-3), (1e-3, 1e-2), (3e-3, 1e-2), (1e-3, 2e-2))
 )
@@ -36,8 +36,6 @@ arms = (
 checks = (
     Check("own subject", "masks", "joint"),
     Check("overlap of maps", "masks", "joint", more=False),
-    # thought of when the first pictures were seen, so it decides nothing: the surest toy may be right in a crowd
-    Check("the other beside it", "masks", "joint", more=False, decides=False),
     Check("own subject", "true masks", "masks", decides=False),
     Check("own subject", "masks, all named", "masks", decides=False),
     Check("own subject", "masks, all named", "joint", decides=False),
@@ -72,14 +70,13 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     from pipelines.toybox.scenes import subject
 
     trained = lab.learned(lesson(arm, seed, settings))
-    own, alike, beside, pictures = [], [], [], {}
+    own, alike, pictures = [], [], {}
     pair = unlike(40 * seed, 2)
-    for token, subject_seed, other in zip(("<a>", "<b>"), pair, pair[::-1], strict=True):
+    for token, subject_seed in zip(("<a>", "<b>"), pair, strict=True):
         painted = lab.paint(Request(f"a photo of a {token}", seeds=tuple(range(lab.few(6)))), [trained])
         known, seen = lab.known(subject_seed), sight(painted)
         own += [is_own(one.surest, known, subject(subject_seed).category) for one in seen]
         alike += [float(likeness(one, known)[0]) for one in seen]
-        beside += [subject(other).category in [toy.category for toy in one.toys] for one in seen]
         pictures[f"{token} alone"] = strip(painted)
     request = Request("a photo of a <a> and a <b>", seeds=tuple(range(lab.few(4))))
     both, maps = lab.maps(request, [trained], ["<a>", "<b>"])
@@ -87,7 +84,6 @@ def run(lab: Lab, arm: Arm, seed: int, settings: Settings) -> Outcome:
     values = {
         "own subject": share(own),
         "likeness": float(np.mean(alike)),
-        "the other beside it": share(beside),
         "overlap of maps": overlap,
     }
     looks = [overlay(maps[word, row], picture) for row, picture in enumerate(both[:3]) for word in (0, 1)]
