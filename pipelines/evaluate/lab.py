@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipelines.start_noise import Start
 
 BATCH = 8
-QUICK = 0.6  # of the steps are taken in a quick run
+QUICK = 0.5  # of the steps are taken in a quick run
 STEPS = ("steps", "embedding_steps", "attention_steps", "shift_steps", "split_steps")
 LETTERS = "abcdefgh"  # names of what is learned
 Maps = NDArray[np.float32]
