@@ -112,6 +112,7 @@ _WHERE = {
     "caption_file": "captions",
     "captions_in": "captions",
     "class_pictures_of": "formats.mudi",
+    "renamed_classes": "formats.mudi_folders",
     "read_dataset": "formats.mudi",
     "subjects_of": "formats.mudi",
     "unpack": "formats.mudi_folders",

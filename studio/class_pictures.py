@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipelines import Event, StudioError, new_id, read_dataset, write_atomic
+from pipelines import Event, StudioError, new_id, read_dataset, renamed_classes
 from studio.datasets import CLASSES, Dataset
 from studio.jobs import Job
 from studio.session import Studio
@@ -62,11 +60,4 @@ def called_alike(studio: Studio, classes: str, names: Mapping[str, str]) -> Path
     found = read_dataset(folder, CLASSES)
     if set(found.phrases) != set(names) or all(id == name for id, name in names.items()):
         return folder
-    copy = Path(shutil.copytree(folder, studio.scratch(), dirs_exist_ok=True))
-    lines: list[dict[str, object]] = [{"id": {names[id]: phrase for id, phrase in found.phrases.items()}}]
-    for row in found.rows:
-        files = {"file_name": row.picture.relative_to(folder), "mask_path": row.mask.relative_to(folder)}
-        paths = {key: path.as_posix() for key, path in files.items()}
-        lines.append({"id": names[row.id], **paths, "text": row.texts[0] if len(row.texts) == 1 else list(row.texts)})
-    write_atomic(copy / CLASSES, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    return copy
+    return renamed_classes(found, studio.scratch(), names)
