@@ -19,8 +19,7 @@ class TrainParams(BaseModel):
         0,
         ge=0,
         le=256,
-        description="Photos computed at a time, for less memory (0 = all); the step stays the same, unless a loss adds "
-        "up or compares the whole batch (AttnDreamBooth's sum, DCO's batch mean)",
+        description="Photos at a time, for less memory (0 = all; a batch's sums are then of each part)",
     )
     lr: float = Field(1e-3, gt=0, le=1, description="Learning rate", json_schema_extra=BASIC)
     weight_decay: float = Field(1e-2, ge=0, le=1, description="AdamW weight decay")
